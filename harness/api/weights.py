@@ -1,0 +1,139 @@
+"""Weights: where a slot's file comes from, and reading checkpoints without running anything in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.api.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_CHECKPOINT_BYTES = 16 * 2**30
+
+
+@dataclass(frozen=True)
+class ResolvedWeights:
+    """A slot's weights, settled: a file, stated random weights, or what a recipe produced (also a file).
+
+    ``identity`` enters the keys: the file's sha256 or ``random:SEED``; never a path.
+    """
+
+    kind: Literal["file", "random", "recipe"]
+    identity: str
+    path: Path | None = None
+    seed: int = 0
+    label: str = ""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the file under its own name, on the CPU.
+
+        Raises:
+            WeightsError: not a file, changed since it was planned, unsafe, damaged, or holding no tensors.
+        """
+        if self.path is None:
+            raise WeightsError("these weights are random: there is no file to read", where=self.label)
+        return read_tensors(self.path)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (64 hex digits) of a file's bytes.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"cannot read weights: {error.strerror}", where=path) from error
+
+
+def _flatten(value: Any, prefix: str, out: dict[str, Tensor]) -> None:
+    import torch
+
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, torch.Tensor):
+            out[name] = item
+        elif isinstance(item, Mapping):
+            _flatten(item, f"{name}.", out)
+
+
+def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict")) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name. Where the file is a dictionary with one of the ``container`` keys, that
+    part is taken (the authors' ``torch.save({"model": ...})``); else the whole dictionary.
+
+    Only safetensors and what ``torch.load(weights_only=True)`` accepts are read: nothing in the file runs.
+
+    Raises:
+        WeightsError: missing, too large, not a checkpoint, needs unpickling of code, or without tensors.
+    """
+    if not path.is_file():
+        raise WeightsError("weights file not found", where=path, fix="check the path, or set --weights-root")
+    if path.stat().st_size > MAX_CHECKPOINT_BYTES:
+        raise WeightsError(f"weights file is larger than {MAX_CHECKPOINT_BYTES >> 30} GiB", where=path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"not a readable safetensors file: {error}", where=path) from error
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged or unsafe files; all mean "refused"
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"refused to load: not a plain dictionary of tensors ({first[:160]})",
+            where=path,
+            fix="download it again; a whole pickled module or a TorchScript archive must first be converted to safetensors",
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"holds a {type(content).__name__}, not a dictionary of tensors", where=path)
+    for key in container:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    out: dict[str, Tensor] = {}
+    _flatten(content, "", out)
+    if not out:
+        raise WeightsError("holds no tensors", where=path)
+    return out
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: object) -> None:
+    """Load tensors into a module; every parameter and buffer must be there, of its shape and finite, and nothing
+    else. ``num_batches_tracked`` may be absent (files older than torch 0.4).
+
+    Raises:
+        WeightsError: naming the missing, spare, misshaped or non-finite tensors.
+    """
+    import torch
+
+    own = module.state_dict()
+    missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
+    spare = [k for k in tensors if k not in own]
+    shapes = [
+        f"{k} is {list(tensors[k].shape)}, expected {list(own[k].shape)}"
+        for k in own
+        if k in tensors and tensors[k].shape != own[k].shape
+    ]
+    bad = [k for k in own if k in tensors and tensors[k].is_floating_point() and not torch.isfinite(tensors[k]).all()]
+    faults = [
+        (m, f) for m, f in (("missing", missing), ("spare", spare), ("misshaped", shapes), ("not finite", bad)) if f
+    ]
+    if faults:
+        parts = [f"{len(f)} {m}: {', '.join(f[:3])}{', ...' if len(f) > 3 else ''}" for m, f in faults]
+        raise WeightsError(
+            "checkpoint does not fit the network; " + "; ".join(parts), where=where,
+            fix="use the official file of this detector, or options of the network that made it",
+        )  # fmt: skip
+    module.load_state_dict({**{k: v for k, v in own.items() if k not in tensors}, **tensors})
