@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.api.errors import HarnessError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class TrainingError(HarnessError):
+    """A training that cannot go on: a loss or gradient that is not finite."""
+
+
+def stream(seed: int, *names: object) -> np.random.Generator:
+    """A random stream of its own for ``(seed, *names)``: sha256 of the words, so that no draw moves another."""
+    text = "\0".join(str(part) for part in (seed, *names))
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order ``[count] int64`` in which an epoch visits its images; a function of the arguments alone."""
+    return stream(seed, "epoch", epoch).permutation(count)
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,11 @@ class TrainStep(ABC):
     """One training problem: what to optimise, on which batches, with which loss. Driven by ``harness.api.trainer``."""
 
     @abstractmethod
+    def start(self, seed: int, device: str) -> None:
+        """Put the model on the device in its initial state, a function of ``seed`` alone. The trainer calls this
+        once, before all else; a step may be trained again and then starts afresh."""
+
+    @abstractmethod
     def parameters(self) -> Sequence[Tensor]:
         """Everything the optimiser updates."""
 
@@ -46,6 +69,10 @@ class TrainStep(ABC):
     @abstractmethod
     def batch(self, epoch: int, index: int, batch_size: int, seed: int) -> Any:
         """Batch ``index`` of an epoch: a function of its arguments alone, whatever came before."""
+
+    @abstractmethod
+    def names(self, batch: Any) -> Sequence[str]:
+        """Digests of the images in a batch, one an image: for counting them and for naming them in errors."""
 
     @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:
