@@ -15,6 +15,7 @@ scikit-learn and the like inside functions, so that listing detectors stays fast
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,8 @@ class Transform(Stage):
     """Image -> image map, deterministic and expensive, stored losslessly (gradients, reconstructions, residuals)."""
 
     micro_batch: ClassVar[int] = 32
+    map_bytes: ClassVar[int] = 0
+    """Bytes one stored map takes, for the disk check before a run (0: unknown)."""
 
     @abstractmethod
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
@@ -134,16 +137,27 @@ class Extractor(Stage):
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """A function ``[B, C, H, W] -> [B, dim]``; row i depends on row i alone."""
 
-    def train_step(self, settings: Mapping[str, Any], images: TrainingImages, protocol: Protocol) -> TrainStep:
-        """The step object that trains this extractor (``harness.api.training``).
+    trained_by: ClassVar[str | None] = None
+    """``module:Class`` of the :class:`harness.api.training.TrainStep` that trains this extractor, or None. A string,
+    not an import, so that training code is in the recipe's key and not in the key of the features."""
+
+    def step_class(self) -> type[TrainStep]:
+        """The class named by ``trained_by``; it is called as ``cls(extractor, settings, images, protocol)``.
 
         Raises:
-            ProtocolError: when the extractor has no training of its own (the default).
+            ProtocolError: when the extractor has no training of its own.
         """
-        raise ProtocolError(
-            f"extractor {type(self).__name__} cannot be trained",
-            fix="give it weights, or name a recipe of another detector",
-        )
+        if self.trained_by is None:
+            fix = "give it weights, or name a recipe of another detector"
+            raise ProtocolError(f"extractor {type(self).__name__} cannot be trained", fix=fix)
+        module, _, name = self.trained_by.partition(":")
+        cls: type[TrainStep] = getattr(importlib.import_module(module), name)
+        return cls
+
+    def train_step(self, settings: Mapping[str, Any], images: TrainingImages, protocol: Protocol) -> TrainStep:
+        """The step object that trains this extractor."""
+        make: Callable[..., TrainStep] = self.step_class()
+        return make(self, settings, images, protocol)
 
 
 @dataclass(frozen=True)

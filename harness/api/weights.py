@@ -94,7 +94,7 @@ def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict"))
         raise WeightsError(
             f"refused to load: not a plain dictionary of tensors ({first[:160]})",
             where=path,
-            fix="download it again; a whole pickled module or a TorchScript archive must first be converted to safetensors",
+            fix="download it again; a pickled module or a TorchScript archive must first be converted to safetensors",
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"holds a {type(content).__name__}, not a dictionary of tensors", where=path)

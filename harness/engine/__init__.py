@@ -1,0 +1,1 @@
+"""Suites, plans and their execution; names no detector."""

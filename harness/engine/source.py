@@ -1,0 +1,113 @@
+"""Digest of the source code that a stage runs: its module and what that imports, inside the distributions at hand."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+OUR_PACKAGES = frozenset({"harness", "detectors", "reports"})
+
+
+@cache
+def _file_of(module: str) -> Path | None:
+    """The source file of a module, without importing it; None for packages without source and for no module."""
+    loaded = sys.modules.get(module)
+    origin = getattr(loaded, "__file__", None)
+    if origin is None:
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, AttributeError, ValueError):
+            return None
+        origin = None if spec is None else spec.origin
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _is_typing_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def _import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    for child in ast.iter_child_nodes(node):
+        if _is_typing_guard(child):
+            continue  # never runs, so it cannot change a result
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        else:
+            yield from _import_nodes(child)
+
+
+def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
+    if node.level == 0:
+        return node.module or ""
+    parts = module.split(".")
+    base = parts[: len(parts) - node.level + (1 if is_package else 0)]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def _defining_module(package: str, name: str) -> str | None:
+    """Where ``from package import name`` really comes from, for packages that re-export lazily."""
+    value = getattr(sys.modules.get(package), name, None)
+    return getattr(value, "__module__", None) if value is not None else None
+
+
+@cache
+def imports_of(module: str, packages: frozenset[str]) -> tuple[str, ...]:
+    """Modules of the named top-level packages that a module imports, at any depth of its code."""
+    path = _file_of(module)
+    if path is None:
+        return ()
+    found: set[str] = set()
+    for node in _import_nodes(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+            continue
+        base = _absolute(node, module, path.name == "__init__.py")
+        if base.split(".")[0] not in packages:
+            continue
+        for alias in node.names:
+            if _file_of(f"{base}.{alias.name}") is not None:
+                found.add(f"{base}.{alias.name}")
+                continue
+            found.add(base)
+            defined = _defining_module(base, alias.name)
+            if defined is not None:
+                found.add(defined)
+    return tuple(sorted(m for m in found if m.split(".")[0] in packages and _file_of(m) is not None))
+
+
+def closure(cls: type) -> tuple[str, ...]:
+    """Names of the modules whose source decides what a class computes, sorted: its own module and, recursively,
+    what those import from our distribution or from the class's own top-level package."""
+    packages = OUR_PACKAGES | {cls.__module__.split(".")[0]}
+    seen: set[str] = set()
+    todo = [base.__module__ for base in cls.__mro__ if base.__module__.split(".")[0] in packages]
+    while todo:
+        module = todo.pop()
+        if module not in seen:
+            seen.add(module)
+            todo.extend(imports_of(module, packages))
+    return tuple(sorted(seen))
+
+
+@cache
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def source_digest(cls: type) -> str:
+    """sha256 over the closure of a class (module names and source bytes) and over the text of the class itself,
+    which tells apart two classes of one module. Hashing bytes means that a changed comment recomputes too:
+    the safe side."""
+    digest = hashlib.sha256()
+    for module in closure(cls):
+        path = _file_of(module)
+        digest.update(f"{module}\0{_file_digest(path) if path else '-'}\0".encode())
+    digest.update(inspect.getsource(cls).encode())
+    return digest.hexdigest()

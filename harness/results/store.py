@@ -1,0 +1,345 @@
+"""The content-addressed store: per-image results in segments, fitted heads, thresholds, trained weights.
+
+Layout under the root::
+
+    format.json
+    items/<key>/key.json                what the key is the hash of
+    items/<key>/00000007.index          image digests of one segment and the sha256 of its data (linked last)
+    items/<key>/<sha256 prefix>.data    the values of those images, safetensors
+    heads/<key>/{head.json,head.safetensors}
+    entries/<kind>/<key>.json           thresholds, recipes
+    blobs/<sha256>.safetensors          trained weights
+
+Append only; a file is there whole or not at all. Where two writers stored one image, the segment with the lower
+number wins. Data is checked against its digest whenever it is read: a segment that does not match is set aside
+(``.bad``), reported, and its images count as missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.api.errors import StoreError
+from harness.results.files import locked, to_json, write_atomic, write_once
+
+FORMAT = 1
+Warn = Callable[[str], None]
+
+
+def digests_array(hex_digests: list[str] | np.ndarray) -> np.ndarray:
+    """Hex digests -> array ``[N] S32`` of raw bytes, the form all store calls take."""
+    joined = bytes.fromhex("".join(hex_digests))
+    return np.frombuffer(joined, dtype="S32")
+
+
+def _rows(digests: np.ndarray) -> np.ndarray:
+    return np.frombuffer(np.ascontiguousarray(digests, dtype="S32").tobytes(), dtype=np.uint8).reshape(-1, 32)
+
+
+def _from_rows(rows: np.ndarray) -> np.ndarray:
+    return np.frombuffer(np.ascontiguousarray(rows).tobytes(), dtype="S32")
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where each stored image of a key is: sorted digests with segment and row."""
+
+    digests: np.ndarray
+    segment: np.ndarray
+    row: np.ndarray
+    names: tuple[str, ...]
+
+
+class Items:
+    """Per-image values under one key: features, or an image map of one shape a segment."""
+
+    def __init__(self, folder: Path, warn: Warn) -> None:
+        self.folder = folder
+        self._warn = warn
+        self._cached: tuple[tuple[str, ...], _Index] | None = None
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Keep what the key was made of beside the values (once)."""
+        if not (self.folder / "key.json").exists():
+            write_once(self.folder / "key.json", to_json(description))
+
+    def _index_names(self) -> tuple[str, ...]:
+        if not self.folder.is_dir():
+            return ()
+        return tuple(sorted(n for n in os.listdir(self.folder) if n.endswith(".index")))
+
+    def _read_index(self, name: str) -> tuple[str, np.ndarray]:
+        """sha256 of the data and digests ``[N, 32]`` of one segment."""
+        raw = (self.folder / name).read_bytes()
+        if len(raw) < 64 or (len(raw) - 64) % 32 or hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            raise ValueError("index damaged")
+        return raw[32:64].hex(), np.frombuffer(raw[64:], dtype=np.uint8).reshape(-1, 32)
+
+    def _index(self) -> _Index:
+        names = self._index_names()
+        if self._cached is not None and self._cached[0] == names:
+            return self._cached[1]
+        parts, kept = [], []
+        for name in names:
+            try:
+                _, rows = self._read_index(name)
+            except (ValueError, OSError):
+                self._set_aside(name, "its index is damaged")
+                continue
+            parts.append(_from_rows(rows))
+            kept.append(name)
+        digests = np.concatenate(parts) if parts else np.empty(0, "S32")
+        segment = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
+        row = np.concatenate([np.arange(len(p), dtype=np.int32) for p in parts]) if parts else np.empty(0, np.int32)
+        unique, first = np.unique(digests, return_index=True)  # first index = lowest segment: the first writer wins
+        index = _Index(unique, segment[first], row[first], tuple(kept))
+        self._cached = (self._index_names(), index)
+        return index
+
+    def _set_aside(self, name: str, why: str) -> None:
+        path = self.folder / name
+        self._warn(f"stored segment {path.parent.name[:12]}/{name} set aside: {why}; its images are computed again")
+        path.rename(path.with_suffix(".bad"))
+        self._cached = None
+
+    def stored(self, digests: np.ndarray) -> np.ndarray:
+        """Mask ``[N] bool`` of the images ``[N] S32`` that have a value."""
+        index = self._index()
+        if len(index.digests) == 0:
+            return np.zeros(len(digests), bool)
+        where = np.searchsorted(index.digests, digests).clip(max=len(index.digests) - 1)
+        return np.asarray(index.digests[where] == digests)
+
+    def count(self) -> int:
+        """Number of images with a value."""
+        return len(self._index().digests)
+
+    def put(self, digests: np.ndarray, values: np.ndarray) -> None:
+        """Store values ``[N, ...]`` of images ``[N] S32`` as one segment.
+
+        Raises:
+            StoreError: not writable or disk full; nothing partial remains visible.
+        """
+        from safetensors.numpy import save
+
+        rows = _rows(digests)
+        data = save({"digest": np.ascontiguousarray(rows), "value": np.ascontiguousarray(values)})
+        sha = hashlib.sha256(data)
+        write_once(self.folder / f"{sha.hexdigest()[:40]}.data", data)
+        tail = sha.digest() + rows.tobytes()
+        content = hashlib.sha256(tail).digest() + tail
+        names = self._index_names()
+        number = int(names[-1].split(".")[0]) + 1 if names else 0
+        while not write_once(self.folder / f"{number:08d}.index", content):
+            number += 1
+
+    def _read_data(self, name: str) -> np.ndarray:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        sha, rows = self._read_index(name)
+        raw = (self.folder / f"{sha[:40]}.data").read_bytes()
+        if hashlib.sha256(raw).hexdigest() != sha:
+            raise ValueError("data does not match its digest")
+        try:
+            content = load(raw)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+        if not np.array_equal(content["digest"], rows):
+            raise ValueError("data belongs to other images")
+        return content["value"]
+
+    def _fill(self, digests: np.ndarray, take: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
+        """Call ``take(positions, values)`` for every segment that holds some of the images; mask of those found.
+
+        A damaged segment is set aside and said, and the pass starts over: its images then count as missing.
+        """
+        while True:
+            index = self._index()
+            found = self.stored(digests)
+            where = np.flatnonzero(found)
+            at = np.searchsorted(index.digests, digests[where])
+            order = np.argsort(index.segment[at], kind="stable")
+            where, at = where[order], at[order]
+            segments, starts = np.unique(index.segment[at], return_index=True)
+            for segment, low, high in zip(segments, starts, [*starts[1:], len(at)], strict=True):
+                name = index.names[segment]
+                try:
+                    values = self._read_data(name)
+                except (ValueError, OSError) as error:
+                    self._set_aside(name, str(error))
+                    break
+                take(where[low:high], values[index.row[at[low:high]]])
+            else:
+                return found
+
+    def get(self, digests: np.ndarray) -> tuple[list[np.ndarray | None], np.ndarray]:
+        """Values of images ``[N] S32`` (None where missing; shapes may differ) and the mask of those found."""
+        out: list[np.ndarray | None] = [None] * len(digests)
+
+        def take(positions: np.ndarray, values: np.ndarray) -> None:
+            for position, value in zip(positions, values, strict=True):
+                out[position] = value
+
+        found = self._fill(digests, take)
+        return [v if f else None for v, f in zip(out, found, strict=True)], found
+
+    def matrix(self, digests: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features ``[N, width]`` float32 of images ``[N] S32`` (NaN where missing) and the mask of those found."""
+        out = np.full((len(digests), width), np.nan, np.float32)
+
+        def take(positions: np.ndarray, values: np.ndarray) -> None:
+            out[positions] = values
+
+        found = self._fill(digests, take)
+        out[~found] = np.nan
+        return out, found
+
+    def verify(self) -> list[str]:
+        """Every fault found, one line each; faulty segments are set aside."""
+        faults = []
+        for name in self._index_names():
+            try:
+                self._read_data(name)
+            except (ValueError, OSError) as error:
+                faults.append(f"{self.folder.name}/{name}: {error}")
+                self._set_aside(name, str(error))
+        return faults
+
+
+class Store:
+    """A store folder; made on first use.
+
+    Raises:
+        StoreError: the folder cannot be made or written, or was written by another format version.
+    """
+
+    def __init__(self, root: Path, warn: Warn | None = None) -> None:
+        self.root = root
+        self._warn: Warn = warn or (lambda text: None)
+        self._items: dict[str, Items] = {}
+        marker = root / "format.json"
+        if marker.exists():
+            found = json.loads(marker.read_text()).get("format")
+            if found != FORMAT:
+                raise StoreError(
+                    f"store has format {found}, this version reads {FORMAT}", where=root, fix="use --store"
+                )
+        elif root.exists() and any(root.iterdir()):
+            raise StoreError("folder is not empty and is no store", where=root, fix="name another folder with --store")
+        else:
+            write_once(
+                marker, to_json({"format": FORMAT, "what": "blades-bench store; safe to delete, then recomputed"})
+            )
+        if not os.access(root, os.W_OK):
+            raise StoreError("store is not writable", where=root, fix="name another folder with --store")
+
+    def items(self, key: str) -> Items:
+        """Per-image values under a key."""
+        if key not in self._items:
+            self._items[key] = Items(self.root / "items" / key, self._warn)
+        return self._items[key]
+
+    def item_keys(self) -> Iterator[str]:
+        """Every key with per-image values."""
+        folder = self.root / "items"
+        yield from sorted(os.listdir(folder)) if folder.is_dir() else ()
+
+    # entries: small JSON documents -----------------------------------------------------------------------------
+
+    def entry(self, kind: str, key: str) -> dict[str, Any] | None:
+        """A stored JSON document, or None."""
+        path = self.root / "entries" / kind / f"{key}.json"
+        if not path.exists():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+        except ValueError:
+            self._warn(f"stored {kind} {key[:12]} is damaged and is made again")
+            path.rename(path.with_suffix(".bad"))
+            return None
+        return content
+
+    def put_entry(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
+        """Store a JSON document; the first writer wins."""
+        write_once(self.root / "entries" / kind / f"{key}.json", to_json(value))
+
+    # heads -------------------------------------------------------------------------------------------------------
+
+    def head(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Arrays and meta of a stored head, or None; a damaged one is set aside and said."""
+        folder = self.root / "heads" / key
+        if not folder.is_dir():
+            return None
+        try:
+            return read_head(folder)
+        except StoreError as error:
+            self._warn(f"stored head {key[:12]} set aside: {error.what}; it is fitted again")
+            folder.rename(folder.with_name(f"{key}.bad-{uuid.uuid4().hex[:8]}"))
+            return None
+
+    def put_head(self, key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Store a fitted head; the first writer wins."""
+        final = self.root / "heads" / key
+        temporary = self.root / "heads" / f".tmp-{uuid.uuid4().hex}"
+        write_head(temporary, arrays, meta)
+        try:
+            temporary.rename(final)
+        except OSError:
+            shutil.rmtree(temporary)
+            if not final.is_dir():
+                raise
+
+    # blobs ---------------------------------------------------------------------------------------------------------
+
+    def put_blob(self, data: bytes) -> str:
+        """Store bytes under their sha256, which is returned."""
+        sha = hashlib.sha256(data).hexdigest()
+        write_once(self.blob(sha), data)
+        return sha
+
+    def blob(self, sha256: str) -> Path:
+        """Path of a blob (which may not exist)."""
+        return self.root / "blobs" / f"{sha256}.safetensors"
+
+    def lock(self, name: str) -> Any:
+        """A lock between processes, as context manager."""
+        return locked(self.root / "locks" / f"{name}.lock")
+
+
+def write_head(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write a head's arrays (safetensors) and meta (JSON, with the arrays' sha256) into a folder."""
+    from safetensors.numpy import save
+
+    data = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    write_atomic(folder / "head.safetensors", data)
+    write_atomic(folder / "head.json", to_json({"sha256": hashlib.sha256(data).hexdigest(), "meta": dict(meta)}))
+
+
+def read_head(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What :func:`write_head` wrote.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        document = json.loads((folder / "head.json").read_text())
+        raw = (folder / "head.safetensors").read_bytes()
+        if hashlib.sha256(raw).hexdigest() != document["sha256"]:
+            raise StoreError("a fitted head does not match its digest", where=folder)
+        return load(raw), document["meta"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise StoreError(f"a fitted head cannot be read: {error}", where=folder) from error

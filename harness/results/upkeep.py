@@ -1,0 +1,95 @@
+"""Looking after a store: what is in it, whether it is sound, and removing what nobody used for long."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.results.store import Store
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One line of ``store ls``."""
+
+    kind: str
+    key: str
+    images: int
+    bytes: int
+    last_used: float
+
+
+def _size(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def listing(store: Store) -> list[Listing]:
+    """Everything in the store: per-image results with counts, heads, trained weights; largest first."""
+    rows = []
+    for key in store.item_keys():
+        folder = store.root / "items" / key
+        described = folder / "key.json"
+        kind = json.loads(described.read_text()).get("kind", "?") if described.exists() else "?"
+        rows.append(Listing(kind, key, store.items(key).count(), _size(folder), folder.stat().st_mtime))
+    heads = store.root / "heads"
+    for folder in sorted(heads.iterdir()) if heads.is_dir() else ():
+        rows.append(Listing("head", folder.name, 0, _size(folder), folder.stat().st_mtime))
+    blobs = store.root / "blobs"
+    for path in sorted(blobs.iterdir()) if blobs.is_dir() else ():
+        rows.append(Listing("weights", path.stem, 0, path.stat().st_size, path.stat().st_mtime))
+    return sorted(rows, key=lambda r: -r.bytes)
+
+
+def verify(store: Store) -> list[str]:
+    """Read everything and compare digests; faults as text, faulty parts set aside (they are recomputed)."""
+    import hashlib
+
+    faults = []
+    for key in list(store.item_keys()):
+        faults += store.items(key).verify()
+    heads = store.root / "heads"
+    for folder in sorted(heads.iterdir()) if heads.is_dir() else ():
+        if not folder.name.startswith(".") and ".bad" not in folder.name and store.head(folder.name) is None:
+            faults.append(f"heads/{folder.name}: damaged")
+    blobs = store.root / "blobs"
+    for path in sorted(blobs.glob("*.safetensors")) if blobs.is_dir() else ():
+        if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
+            faults.append(f"blobs/{path.name}: does not match its digest")
+            path.rename(path.with_suffix(".bad"))
+    return faults
+
+
+def _is_debris(path: Path, now: float) -> bool:
+    """Set-aside parts, and temporary files older than an hour (younger ones may have a living writer)."""
+    if ".bad" in path.name:
+        return True
+    return path.name.startswith(".tmp-") and now - path.stat().st_mtime > 3600
+
+
+def collect(store: Store, unused_days: float | None = None, dry_run: bool = False) -> tuple[int, int]:
+    """Remove debris, data that no index names, and (where asked) keys not written for so many days.
+
+    Returns:
+        Number of files or folders removed, and their bytes.
+    """
+    now = time.time()
+    doomed: list[Path] = [p for p in store.root.rglob("*") if _is_debris(p, now)]
+    for key in store.item_keys():
+        folder = store.root / "items" / key
+        items = store.items(key)
+        named = {items._read_index(n)[0][:40] for n in items._index_names() if (folder / n).exists()}
+        doomed += [p for p in folder.glob("*.data") if p.stem not in named and now - p.stat().st_mtime > 3600]
+        if unused_days is not None and now - folder.stat().st_mtime > unused_days * 86400:
+            doomed.append(folder)
+    heads = store.root / "heads"
+    if unused_days is not None and heads.is_dir():
+        doomed += [f for f in heads.iterdir() if now - f.stat().st_mtime > unused_days * 86400]
+    doomed = [p for p in dict.fromkeys(doomed) if not any(parent in doomed for parent in p.parents)]
+    total = sum(_size(p) if p.is_dir() else p.stat().st_size for p in doomed)
+    if not dry_run:
+        for path in doomed:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return len(doomed), total
