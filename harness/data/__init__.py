@@ -1,0 +1,1 @@
+"""Data: layouts, lists, manifests, splits, checks, the format audit and edits of the input."""
