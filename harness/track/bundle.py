@@ -1,0 +1,202 @@
+"""Reads a finished run folder for logging: metrics, parameters, tags and data digests under the names MLflow takes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.api.errors import DataError
+from harness.api.yamlsafe import load_yaml
+
+ARTIFACT_FOLDERS = ("tables", "figures")
+ARTIFACT_FILES = ("scores.parquet", "cells.parquet", "metrics.csv", "comparisons.csv", "record.json", "report.html",
+                  "suite.resolved.yaml")  # fmt: skip
+
+OUTCOME_KEYS = ("status", "message", "random_weights", "seen")
+"""Keys of a detector's entry in record.json that are tags (they can change when a run is resumed), not parameters."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a run folder says, read once."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    suite_rows: Mapping[str, Any]
+    metric_rows: Sequence[Mapping[str, str]]
+    datasets: Sequence[tuple[str, str, str, str]]
+    fingerprint: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Bundle:
+        for name in ("record.json", "metrics.csv", "manifest.parquet", "cells.parquet", "suite.resolved.yaml"):
+            if not (folder / name).is_file():
+                raise DataError(f"not a finished run: {name} is missing", where=folder, fix="run the suite again")
+        try:
+            record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+            with (folder / "metrics.csv").open(newline="", encoding="utf-8") as handle:
+                rows = list(csv.DictReader(handle))
+            needed = [k for k in ("suite", "profile", "protocol", "run_id", "detectors") if k not in record]
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"unreadable run folder: {error}", where=folder) from error
+        if needed:
+            raise DataError(f"record.json lacks {', '.join(needed)}", where=folder / "record.json")
+        if not re.fullmatch(r"[\w.:+-]{1,200}", str(record["run_id"])):
+            raise DataError(f"run id {record['run_id']!r} has characters it cannot have", where=folder / "record.json")
+        suite_rows = load_yaml(folder / "suite.resolved.yaml").get("detectors") or {}
+        datasets = _datasets(folder, f"{record['suite']}-{record['profile']}")
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and _logged(p.relative_to(folder))]
+        marks = [f"{p.relative_to(folder).as_posix()} {_file_digest(p)}" for p in files]
+        digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()
+        return cls(folder, record, suite_rows, rows, datasets, digest)
+
+    @property
+    def suite(self) -> str:
+        return str(self.record["suite"])
+
+    @property
+    def run_id(self) -> str:
+        return str(self.record["run_id"])
+
+    @property
+    def rows(self) -> list[str]:
+        """Detector rows in the record's order, then what only metrics.csv has (the format audit)."""
+        return list(dict.fromkeys([*self.record["detectors"], *(r["detector"] for r in self.metric_rows)]))
+
+    def metrics_of(self, detector: str) -> dict[str, float]:
+        """Every metric of one detector, its interval and its counts, by MLflow name."""
+        out: dict[str, float] = {}
+        for row in self.metric_rows:
+            if row["detector"] != detector:
+                continue
+            where = safe(row["test_set"])
+            for suffix, column in (("", "value"), ("_low", "low"), ("_high", "high")):
+                out[f"{safe(row['metric'])}{suffix}/{where}"] = _number(row.get(column))
+            for count in ("n", "n_photographic", "n_generated", "abstained"):
+                if row.get(count):
+                    out[f"{count}/{where}"] = _number(row[count])
+        return out
+
+    def params_of(self, detector: str | None) -> dict[str, str]:
+        """Parameters of a detector's child: its row of the suite, its weights, the protocol; None: the parent's."""
+        if detector is None:
+            return flat(
+                {k: self.record[k] for k in ("profile", "protocol", "reference", "bootstrap") if k in self.record}
+            )
+        entry = self.record["detectors"].get(detector, {})
+        known = {k: v for k, v in entry.items() if k not in OUTCOME_KEYS}
+        row = self.suite_rows.get(detector) or {}
+        return flat({"detector": known, "suite": row, "protocol": self.record["protocol"]})
+
+    def means(self) -> dict[str, float]:
+        """The mean over generators of each metric of each detector, and the timings, for the parent run."""
+        rows = [r for r in self.metric_rows if r["test_set"] == "mean"]
+        means = {f"{safe(r['metric'])}/{safe(r['detector'])}": _number(r["value"]) for r in rows}
+        seconds = flat({"seconds": self.record.get("timings", {})})
+        return means | {k.replace(".", "/", 1): _number(v) for k, v in seconds.items() if _is_number(v)}
+
+    def tags(self, detector: str | None) -> dict[str, str]:
+        """Tags of the parent (None) or of one detector's child."""
+        manifest = self.datasets[0][1]
+        shared = {
+            "profile": str(self.record["profile"]), "manifest": manifest,
+            "stamps": "; ".join(map(str, self.record.get("stamps", []))) or "none",
+            "protocol": json.dumps(self.record["protocol"], sort_keys=True),
+            "blades.folder": self.folder.name,
+        }  # fmt: skip
+        shared |= flat({"environment": self.record.get("environment", {})})
+        git = {k: v for k, v in shared.items() if re.search(r"commit$", k)}
+        if git:
+            shared["mlflow.source.git.commit"] = next(iter(git.values()))
+        if detector is None:
+            shared["failures"] = str(len(self.record.get("failures", [])))
+            shared["mlflow.note.content"] = self._note()
+        else:
+            entry = self.record["detectors"].get(detector)
+            shared["audit"] = str(entry is None).lower()
+            for key in OUTCOME_KEYS:
+                if entry is not None and key in entry:
+                    shared[key] = entry[key] if isinstance(entry[key], str) else json.dumps(entry[key])
+        return {k: bounded(v, 5000) for k, v in shared.items()}
+
+    def _note(self) -> str:
+        stamps = "\n".join(f"- **{s}**" for s in self.record.get("stamps", []))
+        return (
+            f"Suite `{self.suite}`, profile `{self.record['profile']}`, run `{self.run_id}`.\n\n{stamps}\n\n"
+            f"Tables, figures, page and every score are artifacts of this run; each detector is a child run.\n"
+            f"Remake them from the run folder with `harness report RUN_DIR`."
+        )
+
+
+def _datasets(folder: Path, name: str) -> list[tuple[str, str, str, str]]:
+    """(name, sha256, source, context) of the manifest and of each test set: of what they hold, not of the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        keys = ["sha256", "label", "generator", "dataset", "split"]
+        manifest = pq.read_table(folder / "manifest.parquet", columns=keys)
+        cells = pq.read_table(folder / "cells.parquet", columns=["test_set", "sha256", "label", "generator"])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"unreadable table: {error}", where=folder) from error
+    found = [(f"{name} manifest", _content_digest(manifest.to_pylist()), "manifest.parquet", "manifest")]
+    by_set: dict[str, list[dict[str, Any]]] = {}
+    for row in cells.to_pylist():
+        by_set.setdefault(row["test_set"], []).append(row)
+    found += [(f"{name} {s}", _content_digest(rows), "cells.parquet", "report") for s, rows in sorted(by_set.items())]
+    return found
+
+
+def _content_digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = sorted("\t".join(str(v) for v in row.values()) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _logged(relative: Path) -> bool:
+    return relative.parts[0] in (*ARTIFACT_FOLDERS, *ARTIFACT_FILES)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _number(text: str | None) -> float:
+    return float(text) if text not in (None, "") else math.nan
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def safe(name: str) -> str:
+    """A name with the characters that MLflow takes; a changed name carries a digest, so that none collide."""
+    cleaned = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII)[:100].strip(". ")
+    return cleaned if cleaned == name else f"{cleaned}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def bounded(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 30]}... ({len(text)} characters)"
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested JSON as dotted names with text values, bounded to what MLflow takes."""
+    out: dict[str, str] = {}
+    for key, item in value.items():
+        name = f"{prefix}{safe(str(key))}"
+        if isinstance(item, Mapping):
+            out |= flat(item, f"{name}.")
+        else:
+            out[name[:250]] = bounded(item if isinstance(item, str) else json.dumps(item), 5000)
+    return out
