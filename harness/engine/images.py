@@ -1,0 +1,77 @@
+"""Reading images for a run: bytes -> pixels -> edits -> preprocess, ahead of the network in a few threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from harness.api.contract import Abstain, Preprocess
+from harness.api.images import decode, read_image_file
+from harness.data.edits import InputEdits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads pixels of manifest paths with the run's edits applied."""
+
+    root: Path
+    paths: Sequence[str]
+    edits: InputEdits
+
+    def path(self, row: int) -> Path:
+        """Where the image of a manifest row lies."""
+        return self.root / self.paths[row]
+
+    def pixels(self, row: int) -> np.ndarray:
+        """uint8 RGB ``[H, W, 3]``, edited.
+
+        Raises:
+            DataError: the file is gone or cannot be decoded.
+        """
+        data = read_image_file(self.path(row))
+        return self.edits.apply(decode(data, name=str(self.path(row)), rotate=self.edits.rotate))
+
+    def tensor(self, row: int, preprocess: Preprocess) -> Tensor | None:
+        """The preprocessed tensor ``[C, h, w]``; None where the detector abstains."""
+        try:
+            return preprocess(self.pixels(row), preprocess.sidecar(self.path(row)))
+        except Abstain:
+            return None
+
+
+def ahead(jobs: Sequence[int], work: Callable[[int], T], workers: int, window: int) -> Iterator[tuple[int, T]]:
+    """Results of ``work`` for each job, in order; threads work at most ``window`` jobs ahead (0 workers: none)."""
+    if workers == 0:
+        for job in jobs:
+            yield job, work(job)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="reader") as pool:
+        waiting: deque[tuple[int, Future[T]]] = deque()
+        try:
+            for job in jobs:
+                waiting.append((job, pool.submit(work, job)))
+                if len(waiting) >= window:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def as_edits(document: Mapping[str, Any]) -> InputEdits:
+    """Edits from their document."""
+    return InputEdits.model_validate(document)

@@ -1,0 +1,165 @@
+"""Runs the item stages of a plan in this process: one micro-batch size, padded, so that no row depends on its batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.api.contract import Extractor
+from harness.api.errors import ConfigError, StoreError
+from harness.api.events import Event, Listener
+from harness.engine.images import Reader, ahead
+from harness.engine.plan import ItemStage
+from harness.results.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLUSH_SECONDS = 5.0
+FLUSH_ROWS = 4096
+
+
+def pin_threads(threads: int) -> None:
+    """Fix torch's intra-op threads in this process (part of the numerics class)."""
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+class _Writer:
+    """Collects rows and stores them every few seconds, so that a killed run loses only those."""
+
+    def __init__(self, store: Store, stage: ItemStage, emit: Listener) -> None:
+        self.items, self.stage, self.emit = store.items(stage.key), stage, emit
+        self.digests: list[bytes] = []
+        self.values: list[np.ndarray] = []
+        self.since = time.monotonic()
+
+    def add(self, digest: bytes, value: np.ndarray) -> None:
+        if self.values and self.values[0].shape != value.shape:
+            self.flush()
+        self.digests.append(digest)
+        self.values.append(value)
+        if len(self.values) >= FLUSH_ROWS or time.monotonic() - self.since >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.values:
+            self.items.put(np.array(self.digests, dtype="S32"), np.stack(self.values))
+        self.digests, self.values, self.since = [], [], time.monotonic()
+
+
+Row = tuple[bytes, "Tensor | None"]
+
+
+def _from_images(stage: ItemStage, items: np.ndarray, rows: list[int], reader: Reader, workers: int) -> Iterator[Row]:
+    window = 2 * max(stage.micro_batch, workers)
+    jobs = range(len(rows))
+    for job, tensor in ahead(jobs, lambda i: reader.tensor(rows[i], stage.preprocess), workers, window):
+        yield items[job], tensor
+
+
+def _from_maps(source: ItemStage, items: np.ndarray, store: Store, chunk: int) -> Iterator[Row]:
+    import torch
+
+    for start in range(0, len(items), chunk):
+        part = items[start : start + chunk]
+        values, found = store.items(source.key).get(part)
+        if not found.all():
+            raise StoreError("a map that was just stored is missing", where=source.key, fix="run again")
+        for digest, value in zip(part, values, strict=True):
+            # a map that is all NaN stands for an abstention upstream
+            array = np.asarray(value)
+            abstains = array.dtype.kind == "f" and bool(np.isnan(array).all())
+            yield digest, None if abstains else torch.from_numpy(array.copy())
+
+
+def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of up to ``size`` rows whose tensors have one shape; abstentions ride along without counting."""
+    batch: list[Row] = []
+    count = 0
+    shape = None
+    for row in rows:
+        tensor = row[1]
+        if tensor is not None:
+            if count == size or (shape is not None and tensor.shape != shape):
+                yield batch
+                batch, count = [], 0
+            shape = tensor.shape
+            count += 1
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _forward(
+    run: Callable[[Tensor], Tensor], batch: list[Row], stage: ItemStage, device: str
+) -> list[np.ndarray | None]:
+    """Results of a batch, padded with zeros to the micro-batch size; None for abstentions."""
+    import torch
+
+    tensors = [t for _, t in batch if t is not None]
+    out: list[np.ndarray | None] = [None] * len(batch)
+    if not tensors:
+        return out
+    padded = torch.zeros((stage.micro_batch, *tensors[0].shape), dtype=tensors[0].dtype)
+    torch.stack(tensors, out=padded[: len(tensors)])
+    with torch.no_grad():
+        result = run(padded.to(device))
+    if result.shape[0] != stage.micro_batch:
+        kind = type(stage.stage).__name__
+        raise ConfigError(f"{kind} gave {result.shape[0]} rows for a batch of {stage.micro_batch}")
+    values = iter(result[: len(tensors)].detach().cpu().numpy())
+    return [None if t is None else next(values) for _, t in batch]
+
+
+def _nothing(stage: ItemStage) -> np.ndarray:
+    """What is stored for an image on which the detector abstains."""
+    shape = (stage.stage.dim,) if isinstance(stage.stage, Extractor) else (1,)
+    return np.full(shape, np.nan, np.float32)
+
+
+def run_stage(
+    stage: ItemStage, rows_of: Callable[[np.ndarray], list[int]], reader: Reader, store: Store, *,
+    device: str, threads: int, workers: int, emit: Listener,
+) -> int:  # fmt: skip
+    """Compute what the store lacks of a stage; number of images computed.
+
+    ``rows_of`` gives the manifest rows of item digests. Every few seconds what is done is stored, so an interrupted
+    run goes on where it stopped.
+
+    Raises:
+        DataError, WeightsError, StoreError: as the stage's parts; what was stored before stays.
+    """
+    items = store.items(stage.key)
+    missing = stage.needed[~items.stored(stage.needed)]
+    if len(missing) == 0:
+        return 0
+    items.describe(stage.description)
+    pin_threads(threads)
+    label = f"{stage.kind} for {', '.join(dict.fromkeys(stage.rows))}"
+    emit(Event("stage_start", {"stage": label, "total": len(missing), "stored": len(stage.needed) - len(missing)}))
+    run = stage.stage.load(stage.weights, device)
+    if stage.source is None:
+        source = _from_images(stage, missing, rows_of(missing), reader, workers)
+    else:
+        source = _from_maps(stage.source, missing, store, 4 * stage.micro_batch)
+    writer = _Writer(store, stage, emit)
+    started, done = time.monotonic(), 0
+    try:
+        for batch in _batches(source, stage.micro_batch):
+            for (digest, _), value in zip(batch, _forward(run, batch, stage, device), strict=True):
+                writer.add(digest, _nothing(stage) if value is None else value)
+            done += len(batch)
+            emit(Event("progress", {"stage": label, "done": done, "total": len(missing), "unit": "images"}))
+    finally:
+        writer.flush()
+    seconds = time.monotonic() - started
+    if done >= 4 * stage.micro_batch:
+        store.put_entry("rates", stage.key, {"images_per_second": done / seconds, "images": done})
+    emit(Event("stage_end", {"stage": label, "done": done, "seconds": seconds}))
+    return done

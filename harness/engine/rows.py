@@ -1,0 +1,168 @@
+"""Rows of a suite made concrete: the detector's chain, and where each of its weights comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.api.contract import Chain, Detector
+from harness.api.errors import ConfigError
+from harness.api.protocol import Protocol
+from harness.api.registry import detector_class, make_detector
+from harness.api.training import Recipe
+from harness.api.weights import ResolvedWeights, file_digest
+from harness.api.yamlsafe import load_yaml
+from harness.engine.suite import DetectorRow, Suite, suites_folder
+
+
+@dataclass(frozen=True)
+class PreparedRow:
+    """A row before any image is known. ``missing`` says which weights are absent and how to get them; such a row
+    is reported, not run. ``recipes`` maps a slot to the recipe that makes its weights."""
+
+    name: str
+    detector: Detector
+    chain: Chain
+    batch_size: int | None
+    weights: Mapping[str, ResolvedWeights]
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    missing: str | None = None
+
+    @property
+    def random(self) -> bool:
+        """Whether some weights are random (every output must say so)."""
+        return any(w.kind == "random" for w in self.weights.values())
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Generators whose images the head or the extractor is trained on."""
+        names: list[str] = []
+        head = self.chain.head
+        while head is not None:
+            names += head.generators
+            head = head.upstream  # type: ignore[assignment]
+        for recipe in self.recipes.values():
+            names += recipe.generators
+        return tuple(dict.fromkeys(names))
+
+
+def load_recipe(name: str, where: object = None) -> Recipe:
+    """A recipe of ``suites/recipes`` by name, or of a YAML file by path.
+
+    Raises:
+        ConfigError: unknown name, unknown key or a wrong value.
+    """
+    from pydantic import ValidationError
+
+    from harness.api.registry import unknown
+
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        folder = suites_folder() / "recipes"
+        known = {p.stem: p for p in folder.glob("*.yaml")}
+        if name not in known:
+            raise unknown("recipe", name, list(known), where=where)
+        path = known[name]
+    document = load_yaml(path)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise unknown("key", key, list(Recipe.model_fields), where=path) from None
+        raise ConfigError(f"recipe key {key}: {first['msg']}", where=path) from None
+
+
+def recipe_protocol(recipe: Recipe) -> Protocol:
+    """The protocol a recipe trains under."""
+    if isinstance(recipe.protocol, str):
+        return Protocol.named(recipe.protocol)
+    rest = {k: v for k, v in recipe.protocol.items() if k != "base"}
+    return Protocol.named(str(recipe.protocol.get("base", "paper")), **rest)
+
+
+def _random(text: str, row: str) -> ResolvedWeights:
+    _, _, seed = text.partition(":")
+    if seed and not seed.isdigit():
+        raise ConfigError(f"row {row!r}: {text!r}: the seed after 'random:' must be a whole number")
+    number = int(seed or 0)
+    return ResolvedWeights("random", f"random:{number}", seed=number, label=f"random weights, seed {number}")
+
+
+def _file(path: Path) -> ResolvedWeights:
+    digest = file_digest(path)
+    return ResolvedWeights("file", digest, path=path, label=f"{path.name} (sha256 {digest[:12]})")
+
+
+def _absent(slot: str, detector: Detector, looked: Path) -> str:
+    official = detector.weights_files[slot]
+    return f"{official.name} ({slot}) is not here; get it from {official.where} and put it at {looked}"
+
+
+def _wanted(row: DetectorRow, chain: Chain, name: str) -> dict[str, str | None]:
+    """Slot -> what the suite says of it (None: the official file)."""
+    given = {"weights": row.weights} if isinstance(row.weights, str) else dict(row.weights or {})
+    if isinstance(row.weights, str) and row.weights.split(":")[0] == "random":
+        given = dict.fromkeys(chain.slots, row.weights)
+    for slot in given:
+        if slot not in chain.slots:
+            known = ", ".join(chain.slots) or "none"
+            raise ConfigError(f"row {name!r}: the detector has no weights slot {slot!r}", fix=f"slots: {known}")
+    return {slot: given.get(slot) for slot in chain.slots}
+
+
+def prepare_row(name: str, row: DetectorRow, protocol: Protocol, weights_root: Path) -> PreparedRow:
+    """A row's chain with its weights found, or what is missing.
+
+    Raises:
+        ConfigError, PluginError: unknown detector or option, broken plugin, or a weights value that cannot be meant.
+        WeightsError: a weights file that was named explicitly cannot be read.
+    """
+    detector = make_detector(row.detector or name, row.options, protocol)
+    chain = Chain.of(detector)
+    weights: dict[str, ResolvedWeights] = {}
+    recipes: dict[str, Recipe] = {}
+    missing: list[str] = []
+    for slot, value in _wanted(row, chain, name).items():
+        if value is None:
+            path = weights_root / detector.weights_files[slot].name
+            if path.is_file():
+                weights[slot] = _file(path)
+            else:
+                missing.append(_absent(slot, detector, path))
+        elif value.split(":")[0] == "random":
+            weights[slot] = _random(value, name)
+        elif value.startswith("recipe:"):
+            recipes[slot] = load_recipe(value.removeprefix("recipe:"), where=f"row {name!r}")
+        elif Path(value).expanduser().is_file():
+            weights[slot] = _file(Path(value).expanduser())
+        else:
+            missing.append(_absent(slot, detector, Path(value)))
+    return PreparedRow(name, detector, chain, row.batch_size, weights, recipes, "; ".join(missing) or None)
+
+
+def prepare_rows(suite: Suite, weights_root: Path) -> list[PreparedRow]:
+    """Every row of a suite, in its order (errors as :func:`prepare_row`)."""
+    for name, row in suite.detectors.items():
+        try:
+            detector_class(row.detector or name)
+        except ConfigError as error:
+            raise ConfigError(error.what, where=f"suite {suite.suite}, row {name!r}", fix=error.fix) from None
+    return [prepare_row(name, row, suite.switches, weights_root) for name, row in suite.detectors.items()]
+
+
+def describe(row: PreparedRow) -> dict[str, Any]:
+    """The row for ``record.json``."""
+    return {
+        "name": row.detector.name,
+        "options": row.detector.options.model_dump(mode="json"),
+        "weights": {
+            slot: {"kind": w.kind, "identity": w.identity, "label": w.label} for slot, w in row.weights.items()
+        },
+        "random_weights": row.random,
+        "seen": list(row.trained_on),
+        "published_row": row.detector.facts.published_row,
+    }

@@ -1,0 +1,1 @@
+"""One small module a verb of the command line; heavy imports happen inside."""
