@@ -32,10 +32,8 @@ MAX_FILE_BYTES = 512 * 2**20
 READABLE = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Formats that are opened (a multi-picture JPEG counts as JPEG); formats that run programs are not among them."""
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pnm", ".avif", ".jp2")
-)
+_ENDINGS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pnm .avif .jp2"
+SUFFIXES = frozenset(_ENDINGS.split())
 """File name endings, in lower case, by which a folder's images are known."""
 
 _RE_SAVE = "replace the file by an intact one, or leave it out (--on-bad-image skip)"

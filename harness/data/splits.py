@@ -1,0 +1,172 @@
+"""Splits and draws by hash: a new image moves no other image's split and no other draw."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.api.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+Split = Literal["train", "outer", "select", "report"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class SplitRule(BaseModel):
+    """How images are divided; shares are of images, by hash of (seed, group).
+
+    Attributes:
+        train_lines: lines of the training list that are `train` (the paper's fit set); `outer` and `select` are
+            drawn, half each, from the lines after them.
+        outer, select: shares of the whole training list where it has fewer lines, and of a dataset without lists.
+        report: share of a dataset without lists that is tested; what remains is `train`.
+        seen_train, seen_select: shares of a seen generator's images; what remains is `report`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_lines: int = Field(default=25_000, gt=0)
+    outer: float = Field(default=0.1, ge=0, lt=1)
+    select: float = Field(default=0.1, ge=0, lt=1)
+    report: float = Field(default=0.3, gt=0, lt=1)
+    seen_train: float = Field(default=0.4, gt=0, lt=1)
+    seen_select: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> SplitRule:
+        if self.outer + self.select + self.report >= 1:
+            raise ValueError("outer + select + report leave no share for train")
+        if self.seen_train + self.seen_select >= 1:
+            raise ValueError("seen_train + seen_select leave no share for report")
+        return self
+
+
+def _digests(keys: Iterable[str], prefix: str) -> NDArray[np.uint64]:
+    """[N, 4] the words of sha256(prefix + key), most significant first."""
+    start = prefix.encode()
+    sha256 = hashlib.sha256
+    joined = b"".join([sha256(start + key.encode()).digest() for key in keys])
+    return np.frombuffer(joined, dtype=">u8").reshape(-1, 4).astype(np.uint64)
+
+
+def hash_share(groups: Iterable[str], seed: int) -> NDArray[np.float64]:
+    """[N] a number in [0, 1) for each group: the first 53 bits of sha256(f"{seed}:split:{group}")."""
+    return (_digests(groups, f"{seed}:split:")[:, 0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def draw_order(keys: Sequence[str], seed: int) -> NDArray[np.intp]:
+    """[N] positions of `keys` (image sha256) by ascending sha256(f"{seed}:{key}")."""
+    words = _digests(keys, f"{seed}:")
+    return np.lexsort(words.T[::-1])
+
+
+def _by_shares(groups: Sequence[str], seed: int, shares: Sequence[tuple[Split, float]], rest: Split) -> list[Split]:
+    bounds = np.cumsum([share for _, share in shares])
+    places = np.searchsorted(bounds, hash_share(groups, seed), side="right")
+    names: list[Split] = [*(name for name, _ in shares), rest]
+    return [names[i] for i in places]
+
+
+def split_train_list(groups: Sequence[str], rule: SplitRule, seed: int) -> list[Split]:
+    """Split of each line of a training list, in list order (FIDELITY, `outer` and `select`).
+
+    `train` is the first `rule.train_lines`; the lines after them are `outer` or `select` by hash, half each. With
+    fewer lines, `rule.outer` and `rule.select` of all of them, by hash, and `train` is what remains.
+    """
+    if len(groups) >= rule.train_lines:
+        head: list[Split] = ["train"] * rule.train_lines
+        return head + _by_shares(groups[rule.train_lines :], seed, [("outer", 0.5)], "select")
+    return _by_shares(groups, seed, [("outer", rule.outer), ("select", rule.select)], "train")
+
+
+def split_without_lists(groups: Sequence[str], rule: SplitRule, seed: int) -> list[Split]:
+    """Split of each photograph of a dataset that has no lists: all four, by hash of the group."""
+    return _by_shares(groups, seed, [("outer", rule.outer), ("select", rule.select), ("report", rule.report)], "train")
+
+
+def split_seen_generator(groups: Sequence[str], rule: SplitRule, seed: int) -> list[Split]:
+    """Split of each image of a generator that a detector is trained on: `train`, `select`, `report`, by hash."""
+    return _by_shares(groups, seed, [("train", rule.seen_train), ("select", rule.seen_select)], "report")
+
+
+def draw_test_set(table: pd.DataFrame, generator: str, *, n: int, seed: int = 2024) -> pd.DataFrame:
+    """The manifest's rows of one test set: k generated images, then k photographs, each in draw order.
+
+    Args:
+        table: a manifest; only its `report` rows are looked at.
+        generator: canonical name.
+        n: most images of a class; k = min(n, generated there are, photographs there are).
+        seed: the draw's; order is by ascending sha256(f"{seed}:{image sha256}"), so that a smaller n gives a
+            subset and an added image moves no other.
+
+    *Deviation* from the released code, which samples from `os.listdir` order (FIDELITY `test_draw`).
+
+    Raises:
+        DataError: no `report` images of that generator, or no photographs of its dataset.
+    """
+    return _draw(table, [generator], n, seed)[0][1]
+
+
+def draw_cells(
+    table: pd.DataFrame, generators: Iterable[str] | None = None, *, n: int, seed: int = 2024
+) -> pd.DataFrame:
+    """Which images serve which test set (`cells.parquet`): a row an image and test set.
+
+    Args:
+        table: a manifest.
+        generators: the test sets, in this order; all of the manifest's, sorted, when None.
+        n, seed: as for `draw_test_set`, whose draws these are.
+
+    Returns:
+        Columns test_set, sha256, label, generator ("" for photographs).
+    """
+    import pandas as pd
+
+    if generators is None:
+        generators = sorted(set(table.loc[(table["label"] == 1) & (table["split"] == "report"), "generator"]))
+    columns = ["sha256", "label", "generator"]
+    parts = []
+    for name, rows in _draw(table, list(generators), n, seed):
+        part = rows[columns].reset_index(drop=True)
+        part.insert(0, "test_set", pd.Series([name] * len(part), dtype="str"))
+        parts.append(part)
+    if parts:
+        return pd.concat(parts, ignore_index=True)
+    return table.iloc[:0][columns].assign(test_set=pd.Series([], dtype="str"))[["test_set", *columns]]
+
+
+def _draw(table: pd.DataFrame, generators: list[str], n: int, seed: int) -> list[tuple[str, pd.DataFrame]]:
+    """Draws of several test sets; the photographs of a dataset are put in order once."""
+    import pandas as pd
+
+    report = table[table["split"] == "report"]
+    photographs = dict(list(report[report["label"] == 0].groupby("dataset", sort=False)))
+    generated = dict(list(report[report["label"] == 1].groupby("generator", sort=False)))
+    ordered: dict[str, pd.DataFrame] = {}
+    draws = []
+    for name in generators:
+        rows = generated.get(name)
+        if rows is None:
+            raise DataError(f"no `report` images of generator {name!r}", fix="see `harness data check`")
+        dataset = str(rows["dataset"].iloc[0])
+        if dataset not in photographs:
+            raise DataError(
+                f"no `report` photographs of dataset {dataset!r}, which {name!r} is tested against",
+                fix="add a test list; see `harness data check`",
+            )
+        if dataset not in ordered:
+            ordered[dataset] = _in_draw_order(photographs[dataset], seed)
+        k = min(n, len(rows), len(ordered[dataset]))
+        draws.append((name, pd.concat([_in_draw_order(rows, seed).iloc[:k], ordered[dataset].iloc[:k]])))
+    return draws
+
+
+def _in_draw_order(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    return rows.iloc[draw_order(rows["sha256"].tolist(), seed)]
