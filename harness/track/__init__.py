@@ -82,7 +82,7 @@ def _log_everything(client: MlflowClient, experiment: Experiment, run: Bundle, p
         entry = run.record["detectors"].get(row, {"status": "audit"})
         _update(client, child, run, run.metrics_of(row), run.params_of(row), run.tags(row))
         status = "FAILED" if entry.get("status") in ("missing", "failed") else "FINISHED"
-        client.set_terminated(child, status=status)
+        client.set_terminated(child, status=status, end_time=run.times()[1])
     _update(client, parent, run, run.means(), run.params_of(None), run.tags(None))
     for folder in ARTIFACT_FOLDERS:
         if (run.folder / folder).is_dir():
@@ -94,7 +94,7 @@ def _log_everything(client: MlflowClient, experiment: Experiment, run: Bundle, p
         elif path.is_file():
             client.log_artifact(parent, str(path))
     client.set_tag(parent, COMPLETE_TAG, run.fingerprint)
-    client.set_terminated(parent, status="FINISHED")
+    client.set_terminated(parent, status="FINISHED", end_time=run.times()[1])
     return children
 
 
@@ -154,7 +154,7 @@ def _find_or_create(
     tags = {RUN_TAG: run.run_id, "blades.kind": "run" if parent is None else "detector"}
     if parent is not None:
         tags |= {"mlflow.parentRunId": parent, "blades.detector": name}
-    created = client.create_run(experiment.experiment_id, tags=tags, run_name=name)
+    created = client.create_run(experiment.experiment_id, start_time=run.times()[0], tags=tags, run_name=name)
     return created.info.run_id, None
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ ARTIFACT_FOLDERS = ("tables", "figures")
 ARTIFACT_FILES = ("scores.parquet", "cells.parquet", "metrics.csv", "comparisons.csv", "record.json", "report.html",
                   "suite.resolved.yaml")  # fmt: skip
 
-OUTCOME_KEYS = ("status", "message", "random_weights", "seen")
-"""Keys of a detector's entry in record.json that are tags (they can change when a run is resumed), not parameters."""
+OUTCOME_KEYS = ("status", "message", "traceback", "random_weights", "seen", "published_row", "threshold")
+"""Keys of a detector's entry in record.json that say how it ended: tags (the threshold a metric), no parameters."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Bundle:
     def metrics_of(self, detector: str) -> dict[str, float]:
         """Every metric of one detector, its interval and its counts, by MLflow name."""
         out: dict[str, float] = {}
+        threshold = self.record["detectors"].get(detector, {}).get("threshold")
+        if threshold is not None:
+            out["threshold"] = float(threshold)
         for row in self.metric_rows:
             if row["detector"] != detector:
                 continue
@@ -83,6 +87,15 @@ class Bundle:
                 if row.get(count):
                     out[f"{count}/{where}"] = _number(row[count])
         return out
+
+    def times(self) -> tuple[int | None, int | None]:
+        """When the run started and finished, in milliseconds since 1970 as MLflow has it; None where not recorded."""
+        start, end = (self.record.get(k) for k in ("started", "finished"))
+        try:
+            ms = [int(datetime.fromisoformat(t).timestamp() * 1000) if t else None for t in (start, end)]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"started or finished is no time: {error}", where=self.folder / "record.json") from None
+        return ms[0], ms[1]
 
     def params_of(self, detector: str | None) -> dict[str, str]:
         """Parameters of a detector's child: its row of the suite, its weights, the protocol; None: the parent's."""
@@ -99,22 +112,28 @@ class Bundle:
         """The mean over generators of each metric of each detector, and the timings, for the parent run."""
         rows = [r for r in self.metric_rows if r["test_set"] == "mean"]
         means = {f"{safe(r['metric'])}/{safe(r['detector'])}": _number(r["value"]) for r in rows}
-        seconds = flat({"seconds": self.record.get("timings", {})})
-        return means | {k.replace(".", "/", 1): _number(v) for k, v in seconds.items() if _is_number(v)}
+        groups = {"seconds": "timings", "computed": "computed", "images": "images"}
+        counts = {
+            f"{title}/{safe(str(k))}": float(v)
+            for title, key in groups.items()
+            for k, v in self.record.get(key, {}).items()
+        }
+        return means | counts
 
     def tags(self, detector: str | None) -> dict[str, str]:
         """Tags of the parent (None) or of one detector's child."""
-        manifest = self.datasets[0][1]
+        environment = self.record.get("environment", {})
+        commit = environment.get("git_commit") or "unknown"
+        dirty = {True: "true", False: "false"}.get(environment.get("git_dirty"), "unknown")
         shared = {
-            "profile": str(self.record["profile"]), "manifest": manifest,
+            "profile": str(self.record["profile"]), "manifest": self.datasets[0][1],
+            "manifest_sha256": str(self.record.get("manifest_sha256", "")),
             "stamps": "; ".join(map(str, self.record.get("stamps", []))) or "none",
             "protocol": json.dumps(self.record["protocol"], sort_keys=True),
+            "protocol_base": str(self.record.get("protocol_base", "")),
+            "git_commit": commit, "git_dirty": dirty, "mlflow.source.git.commit": commit,
             "blades.folder": self.folder.name,
-        }  # fmt: skip
-        shared |= flat({"environment": self.record.get("environment", {})})
-        git = {k: v for k, v in shared.items() if re.search(r"commit$", k)}
-        if git:
-            shared["mlflow.source.git.commit"] = next(iter(git.values()))
+        } | flat({"environment": {k: v for k, v in environment.items() if not k.startswith("git_")}})  # fmt: skip
         if detector is None:
             shared["failures"] = str(len(self.record.get("failures", [])))
             shared["mlflow.note.content"] = self._note()
@@ -122,7 +141,7 @@ class Bundle:
             entry = self.record["detectors"].get(detector)
             shared["audit"] = str(entry is None).lower()
             for key in OUTCOME_KEYS:
-                if entry is not None and key in entry:
+                if entry is not None and entry.get(key) not in (None, ""):
                     shared[key] = entry[key] if isinstance(entry[key], str) else json.dumps(entry[key])
         return {k: bounded(v, 5000) for k, v in shared.items()}
 
@@ -170,14 +189,6 @@ def _file_digest(path: Path) -> str:
 
 def _number(text: str | None) -> float:
     return float(text) if text not in (None, "") else math.nan
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def safe(name: str) -> str:

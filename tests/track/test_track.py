@@ -57,14 +57,17 @@ def test_metrics_parameters_and_tags_are_read_back_as_they_were_stored(run_folde
     assert child.metrics["accuracy/mean"] == 0.625
     assert child.metrics["n_generated/stylegan2"] == 4
     assert child.params["suite.components"] == "4"
-    assert child.params["detector.weights"] == "f" * 64
+    assert child.params["detector.weights.weights"] == "f" * 64
     assert child.params["protocol.threshold"] == "held_out"
     parent = client.get_run(result.run_id).data
     assert parent.metrics["accuracy/blades-oc"] == 0.625
     assert parent.metrics["seconds/extract"] == 1.5
     assert parent.tags["stamps"].startswith("DEMO")
     assert "DEMO" in parent.tags["mlflow.note.content"]
-    assert parent.tags["environment.git_dirty"] == "true"
+    assert parent.tags["git_dirty"] == "true"
+    assert child.metrics["threshold"] == 1.25
+    assert client.get_run(result.run_id).info.start_time == 1795169410000
+    assert client.get_run(result.run_id).info.end_time == 1795169420000
     assert parent.tags["mlflow.source.git.commit"] == "c" * 40
 
 
