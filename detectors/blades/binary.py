@@ -1,0 +1,99 @@
+"""BLADES-BC: a two-layer perceptron on the same frozen features, loaded or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from detectors.blades.config import EncoderConfig
+from detectors.blades.one_class import CITATION, CODE, BladesDetector, BladesOptions
+from harness.api.contract import Facts, FixedThreshold, Head, ThresholdRule, WeightsFile
+from harness.api.mlp import LoadedMlp, TrainedMlp
+
+
+class BinaryOptions(BladesOptions):
+    """Options of BLADES-BC.
+
+    Attributes:
+        head: `load` it from the checkpoint (the authors' BC.pth), or `fit` it on features.
+        generators: whose `train` images the head is fitted on; their columns count as seen. Only with `fit`.
+        hidden: width of the hidden layer.
+        pseudo_share: share of the photographs, the least likely under OC's mixture, trained as generated.
+        epochs, batch_size, lr, weight_decay, balanced, head_seed: training of the head (`TrainedMlp`).
+    """
+
+    head: Literal["load", "fit"] = "load"
+    generators: tuple[str, ...] = ()
+    hidden: int = Field(default=1536, ge=1)
+    pseudo_share: float = Field(default=0.05, ge=0, lt=1)
+    epochs: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-3, ge=0)
+    balanced: bool = True
+    head_seed: int = 2024
+
+    @model_validator(mode="after")
+    def _generators_belong_to_fit(self) -> BinaryOptions:
+        if (self.head == "fit") != bool(self.generators):
+            raise ValueError("head=fit needs generators to train on, and head=load takes none")
+        return self
+
+
+class BladesBC(BladesDetector):
+    """BLADES-BC (METHOD "Detection")."""
+
+    name = "blades-bc"
+    facts = Facts(
+        title="BLADES-BC",
+        citation=CITATION,
+        code=CODE,
+        licence="Apache-2.0 (code); weights without a stated licence; training data FDF CC BY-NC-SA 2.0",
+        published_row="BLADES-BC",
+        notes=(
+            "the authors publish neither the images nor the recipe that their head was trained on",
+            "its image tower is stored apart from OC.pth's: features are shared only where the files are the same",
+        ),
+    )
+    Options = BinaryOptions
+    weights_files: ClassVar = {
+        "weights": WeightsFile(
+            name="blades/BC.pth",
+            where="https://pan.baidu.com/s/1ti2IjDKX5W-KPax47Mqgtw?pwd=tmrk (BC-MLP in the authors' README)",
+            licence="not stated; code Apache-2.0",
+        )
+    }
+    options: BinaryOptions
+
+    def head(self) -> Head:
+        """The perceptron; score = softmax[1]."""
+        options = self.options
+        if options.head == "load":
+            return LoadedMlp(EncoderConfig.named(options.encoder).feature_dim, options.hidden)
+        return TrainedMlp(
+            generators=options.generators,
+            upstream=self.mixture() if options.pseudo_share else None,
+            pseudo_share=options.pseudo_share,
+            hidden=options.hidden,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            balanced=options.balanced,
+            seed=options.head_seed,
+        )
+
+    def threshold(self) -> ThresholdRule:
+        """0.5, as released."""
+        return FixedThreshold(0.5)
+
+    def warnings(self, fit_images: int) -> Sequence[str]:
+        """Says that a fitted head is not the authors'."""
+        if self.options.head == "load":
+            return ()
+        return (
+            f"blades-bc: head fitted on {fit_images} images, generated ones of {', '.join(self.options.generators)}; "
+            "the authors' own recipe is not published",
+        )
