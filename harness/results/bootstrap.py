@@ -110,8 +110,10 @@ def replicates(
     for scores in sets:
         keys[scores.name] = image_keys([str(s) for s in scores.sha256], seed)
         out[scores.name] = np.full((len(scores.detectors), len(wanted), stop - start), np.nan)
+        if not scores.detectors:
+            continue
         width = _width(scores)
-        _ = scores.rankings
+        _ = scores.rankings  # made here once, not by each thread
         tasks += [(scores, b, min(b + width, stop)) for b in range(start, stop, width)]
     local = threading.local()
 
