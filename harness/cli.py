@@ -1,0 +1,259 @@
+"""The command line: ``python -m harness VERB``, also installed as ``harness``.
+
+Only parsing happens here; each verb imports what it needs when it runs. Exit codes: 0 done; 1 the answer is no;
+2 bad input; 3 done, but some cells failed or lacked weights; 4 inconclusive (compare); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="harness", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Which published numbers on AI-generated-face detection hold, on which images, by how much.",
+)  # fmt: skip
+detectors_app = typer.Typer(no_args_is_help=True, help="Registered detectors.")
+suites_app = typer.Typer(no_args_is_help=True, help="Suites that come with the package.")
+data_app = typer.Typer(no_args_is_help=True, help="Check, index or make data.")
+store_app = typer.Typer(no_args_is_help=True, help="The store of computed results.")
+app.add_typer(detectors_app, name="detectors")
+app.add_typer(suites_app, name="suites")
+app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+StoreOption = Annotated[Path, typer.Option("--store", help="Where results are kept and found again.")]
+WeightsRoot = Annotated[Path, typer.Option("--weights-root", help="Folder with the official checkpoints.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.")]
+BatchSize = Annotated[str | None, typer.Option("--batch-size", help="Images a forward (a number, or auto).")]
+Tracking = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow store, or off. [default: ./mlflow.db]")]
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Accept list lines that leave the data root.")]
+
+
+def say(value: Any, as_json: bool, text: str) -> None:
+    """Print for machines or for people."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def leave(code: int) -> NoReturn:
+    """End with an exit code."""
+    raise typer.Exit(code)
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite.")],
+    profile: Annotated[str | None, typer.Option(help="demo or full. [default: full if ./data is there]")] = None,
+    protocol: Annotated[str | None, typer.Option(help="paper, released or clean.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder with the images. [default: ./data]")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
+    detectors: Annotated[str | None, typer.Option(help="Only these rows, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many generated images a generator.")] = None,
+    engine: Annotated[str, typer.Option(help="inline.")] = "inline",
+    require_all: Annotated[bool, typer.Option("--require-all", help="Stop if any weights are missing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    match_format: Annotated[
+        str | None, typer.Option(metavar="SIZE:QUALITY", help="Bring all images to one size and JPEG setting.")
+    ] = None,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Apply EXIF rotation (the released code does not).")] = False,
+    on_bad_image: Annotated[str, typer.Option(help="stop, or skip (counted in every table).")] = "stop",
+    workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one forward (part of the keys).")] = None,
+    allow_outside: AllowOutside = False,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    store: StoreOption = Path(".blades-store"),
+    weights_root: WeightsRoot = Path("pretrained"),
+    tracking_uri: Tracking = None,
+    as_json: Json = False,
+) -> None:
+    """Run a suite: score every image with every detector, then tables, figures and MLflow.
+
+    Example: harness run cross_generator --profile demo
+    """
+    from harness.verbs.run import RunRequest, run_suite
+
+    request = RunRequest(
+        suite=suite, profile=profile, protocol=protocol, data_root=data_root, out=out, settings=tuple(set_ or ()),
+        detectors=tuple(d.strip() for d in detectors.split(",") if d.strip()) if detectors else None,
+        limit=limit, engine=engine, require_all=require_all, dry_run=dry_run, match_format=match_format, rotate=rotate,
+        on_bad_image=on_bad_image, workers=workers, threads=threads, allow_outside=allow_outside, device=device,
+        batch_size=batch_size, store=store, weights_root=weights_root, tracking_uri=tracking_uri,
+    )  # fmt: skip
+    result = run_suite(request, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(result.document(), indent=2, ensure_ascii=False))
+    leave(result.exit_code)
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders.")],
+    log: Annotated[bool, typer.Option("--log", help="Also log to MLflow.")] = False,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Make tables, figures and the page again from stored scores."""
+    from harness.verbs.report import report_runs
+
+    report_runs(run_dirs, log=log, tracking_uri=tracking_uri)
+
+
+@app.command()
+def compare(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder.")],
+    table: Annotated[str | None, typer.Option(help="Only this published table.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measured against published: exit 0 all reproduced, 1 some not, 4 inconclusive."""
+    from harness.verbs.report import compare_run
+
+    document, text, code = compare_run(run_dir, table)
+    say(document, as_json, text)
+    leave(code)
+
+
+@detectors_app.command("list")
+def detectors_list(as_json: Json = False) -> None:
+    """Every registered detector and the package it comes from."""
+    from harness.verbs.detectors import listing
+
+    say(*listing(as_json))
+
+
+@detectors_app.command("show")
+def detectors_show(name: str, weights_root: WeightsRoot = Path("pretrained"), as_json: Json = False) -> None:
+    """Facts, options, weights and what is missing of a detector."""
+    from harness.verbs.detectors import show
+
+    say(*show(name, weights_root, as_json))
+
+
+@detectors_app.command("check")
+def detectors_check(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Detectors; all if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run detectors with stated random weights on a few images: finite, deterministic, batch invariant, saved alike."""
+    from harness.verbs.detectors import check
+
+    document, _, text = check(names or [], as_json)
+    say(document, as_json, text)
+    leave(0 if all(row["ok"] for row in document) else 1)
+
+
+@suites_app.command("list")
+def suites_list(as_json: Json = False) -> None:
+    """Shipped suites."""
+    from harness.verbs.suites import listing
+
+    say(*listing(as_json))
+
+
+@suites_app.command("show")
+def suites_show(name: str) -> None:
+    """Print a suite file."""
+    from harness.engine.suite import find_suite
+
+    typer.echo(find_suite(name).read_text(encoding="utf-8"), nl=False)
+
+
+@suites_app.command("copy")
+def suites_copy(name: str, out: Out = Path(".")) -> None:
+    """Copy a suite file to a folder or file name of yours, to change it."""
+    from harness.verbs.suites import copy
+
+    typer.echo(f"wrote {copy(name, out)}")
+
+
+@data_app.command("check")
+def data_check(
+    data_root: Annotated[Path, typer.Option(help="Folder with the images.")] = Path("data"),
+    suite: Annotated[str, typer.Option(help="The suite that says what should be there.")] = "cross_generator",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Read headers only.")] = False,
+    allow_outside: AllowOutside = False,
+    as_json: Json = False,
+) -> None:
+    """Decode every file, list all problems at once, and audit formats by class. Exit 1 when there are errors."""
+    from harness.verbs.data import check
+
+    document, text, ok = check(data_root, suite, set_ or [], fast=fast, allow_outside=allow_outside)
+    say(document, as_json, text)
+    leave(0 if ok else 1)
+
+
+@data_app.command("index")
+def data_index(
+    out: Out,
+    data_root: Annotated[Path, typer.Option(help="Folder with the images.")] = Path("data"),
+    suite: Annotated[str, typer.Option(help="The suite that says what should be there.")] = "cross_generator",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
+    allow_outside: AllowOutside = False,
+) -> None:
+    """Write manifest.parquet: every image with digest, label, generator, split, size and format."""
+    from harness.verbs.data import index
+
+    path, count = index(data_root, suite, set_ or [], out, allow_outside=allow_outside)
+    typer.echo(f"wrote {path} ({count:,} images)")
+
+
+@data_app.command("demo")
+def data_demo(out: Out) -> None:
+    """Make the embedded demo corpus as a data root."""
+    from harness.verbs.data import demo
+
+    typer.echo(f"wrote {demo(out)}")
+
+
+@store_app.command("ls")
+def store_ls(store: StoreOption = Path(".blades-store"), as_json: Json = False) -> None:
+    """What the store holds, largest first."""
+    from harness.verbs.store import listing
+
+    say(*listing(store, as_json))
+
+
+@store_app.command("verify")
+def store_verify(store: StoreOption = Path(".blades-store"), as_json: Json = False) -> None:
+    """Read everything and compare digests; damaged parts are set aside. Exit 1 when there were any."""
+    from harness.verbs.store import verify
+
+    faults = verify(store)
+    say(faults, as_json, "\n".join(faults) if faults else "sound")
+    leave(1 if faults else 0)
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StoreOption = Path(".blades-store"),
+    unused_days: Annotated[float | None, typer.Option(help="Also remove keys not written for so many days.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove debris, and what nobody wrote to for long."""
+    from harness.verbs.store import gc
+
+    typer.echo(gc(store, unused_days, dry_run))
+
+
+def main() -> None:
+    """Entry point: errors that are the input's fault become one message and exit code 2."""
+    from harness.api.errors import HarnessError
+
+    try:
+        app(standalone_mode=True)
+    except HarnessError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was computed is kept; the same command goes on from there", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

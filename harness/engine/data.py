@@ -1,0 +1,146 @@
+"""The data of a run: its root, its manifest with every file checked once, and its test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.api.errors import ConfigError, DataError
+from harness.api.events import Event, Listener
+from harness.engine.keys import digest_of
+from harness.engine.source import source_digest
+from harness.results.store import Store, digests_array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.data.layouts import DataSpec
+    from harness.engine.suite import Suite
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Manifest, cells, the manifest rows that cells name (each once), notes for the record, images left out."""
+
+    root: Path
+    manifest: pd.DataFrame
+    cells: pd.DataFrame
+    cell_rows: np.ndarray
+    notes: tuple[str, ...]
+    skipped: int
+
+
+def data_spec(suite: Suite) -> DataSpec:
+    """The suite's data section, typed.
+
+    Raises:
+        ConfigError: unknown key or a value that cannot be meant.
+    """
+    from pydantic import ValidationError
+
+    from harness.api.registry import unknown
+    from harness.data.layouts import DataSpec
+
+    try:
+        return DataSpec.model_validate(suite.data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise unknown("key", str(first["loc"][-1]), list(DataSpec.model_fields), where=f"data.{key}") from None
+        raise ConfigError(f"data.{key}: {first['msg'].removeprefix('Value error, ')}", where=suite.suite) from None
+
+
+def _check_decodable(
+    root: Path, manifest: pd.DataFrame, store: Store, workers: int | None, emit: Listener
+) -> list[tuple[int, str]]:
+    """Decode every image that no earlier run on this store decoded; (row, fault) of those that cannot be."""
+    from harness.api.images import ImageFacts
+    from harness.data.facts import read_facts
+
+    checked = store.items(digest_of({"kind": "decodable", "source": source_digest(ImageFacts)}))
+    checked.describe({"kind": "decodable"})
+    digests = digests_array(manifest["sha256"].to_numpy())
+    rows = np.flatnonzero(~checked.stored(digests))
+    if len(rows) == 0:
+        return []
+    paths = manifest["path"].to_numpy()
+    label = "check of images"
+    emit(Event("stage_start", {"stage": label, "total": len(rows), "stored": len(manifest) - len(rows)}))
+
+    def progress(done: int, total: int) -> None:
+        emit(Event("progress", {"stage": label, "done": done, "total": total, "unit": "images"}))
+
+    facts = read_facts(root, [str(paths[r]) for r in rows], look="full", workers=workers, progress=progress)
+    good = np.array([not f.fault for f in facts], bool)
+    if good.any():
+        checked.put(digests[rows[good]], np.ones(int(good.sum()), np.uint8))
+    emit(Event("stage_end", {"stage": label, "done": len(rows)}))
+    return [(int(r), f.message) for r, f in zip(rows, facts, strict=True) if f.fault]
+
+
+def _rows_of_cells(manifest: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:
+    """Manifest rows of the distinct (sha256, label, generator) of cells, in manifest order."""
+    import pandas as pd
+
+    keys = ["sha256", "label", "generator"]
+    report = np.flatnonzero((manifest["split"] == "report").to_numpy())
+    index = pd.MultiIndex.from_frame(manifest.iloc[report][keys])
+    wanted = pd.MultiIndex.from_frame(cells[keys].drop_duplicates())
+    mask = index.isin(wanted)
+    rows = report[mask]
+    first = ~index[mask].duplicated()
+    return np.asarray(rows[first])
+
+
+def prepare_data(
+    suite: Suite, root: Path, store: Store, *, seen: Sequence[str], limit: int | None, allow_outside: bool,
+    on_bad_image: str, workers: int | None, emit: Listener,
+) -> RunData:  # fmt: skip
+    """Everything known of the images before a detector runs; all problems are listed at once.
+
+    Raises:
+        DataError: listing every error found (missing folders, short lists, undecodable images, ...).
+        ConfigError: the suite's data section cannot be meant.
+    """
+    from harness.data.layouts import canonical_name
+    from harness.data.manifest import build_manifest
+    from harness.data.splits import draw_cells
+
+    if on_bad_image not in ("stop", "skip"):
+        raise ConfigError(f"--on-bad-image {on_bad_image!r}", fix="use stop or skip")
+    spec = data_spec(suite)
+    emit(Event("note", {"text": f"reading {root}"}))
+    result = build_manifest(
+        root, spec, seen=seen, allow_outside=allow_outside, on_bad_image="skip" if on_bad_image == "skip" else "stop",
+        workers=workers, seed=suite.test.seed,
+    )  # fmt: skip
+    for problem in result.problems:
+        if problem.severity == "warning":
+            emit(Event("warning", {"text": problem.text()}))
+    result.require(root)
+    manifest, skipped = result.table, result.skipped
+    faults = _check_decodable(root, manifest, store, workers, emit)
+    if faults and on_bad_image == "stop":
+        shown = "\n".join(f"    {manifest['path'].iloc[row]}: {text}" for row, text in faults)
+        raise DataError(
+            f"{len(faults)} images cannot be decoded:\n{shown}", where=root,
+            fix="replace or remove them, or leave them out with --on-bad-image skip",
+        )  # fmt: skip
+    if faults:
+        keep = np.ones(len(manifest), bool)
+        keep[[row for row, _ in faults]] = False
+        manifest = manifest[keep].reset_index(drop=True)
+        skipped += len(faults)
+        emit(Event("warning", {"text": f"{skipped} images that cannot be decoded are left out"}))
+    names = None if spec.generators == "all" else [canonical_name(g, spec.aliases) for g in spec.generators]
+    count = suite.test.per_generator if limit is None else min(limit, suite.test.per_generator)
+    cells = draw_cells(manifest, names, n=count, seed=suite.test.seed)
+    if len(cells) == 0:
+        raise DataError("there is no generated image to test", where=root, fix="see `harness data check`")
+    notes = (*result.notes, *(p.message for p in result.problems))
+    return RunData(root, manifest, cells, _rows_of_cells(manifest, cells), notes, skipped)

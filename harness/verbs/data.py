@@ -1,0 +1,60 @@
+"""``data check|index|demo``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from harness.api.errors import DataError
+from harness.engine.data import data_spec
+from harness.engine.rows import prepare_rows
+from harness.engine.suite import Suite, load_suite
+
+
+def _suite(name: str, settings: list[str]) -> tuple[Suite, list[str]]:
+    """The suite, and the generators that its rows are trained on."""
+    suite = load_suite(name, settings=settings)
+    rows = prepare_rows(suite, Path("pretrained"))
+    return suite, [g for row in rows for g in row.trained_on]
+
+
+def _root(path: Path) -> Path:
+    if not path.is_dir():
+        raise DataError("the data root is not there", where=path, fix="check --data-root")
+    return path
+
+
+def check(root: Path, name: str, settings: list[str], *, fast: bool, allow_outside: bool) -> tuple[Any, str, bool]:
+    """Document, text, and whether no error was found."""
+    from harness.data.check import check_data
+
+    suite, seen = _suite(name, settings)
+    report = check_data(_root(root), data_spec(suite), fast=fast, seen=seen, allow_outside=allow_outside)
+    return report.to_json(), report.text(), report.ok
+
+
+def index(root: Path, name: str, settings: list[str], out: Path, *, allow_outside: bool) -> tuple[Path, int]:
+    """The manifest's path and its number of images."""
+    from harness.data.manifest import build_manifest, write_manifest
+
+    suite, seen = _suite(name, settings)
+    result = build_manifest(_root(root), data_spec(suite), seen=seen, allow_outside=allow_outside, seed=suite.test.seed)
+    result.require(root)
+    path = out if out.suffix == ".parquet" else out / "manifest.parquet"
+    return write_manifest(result.table, path), len(result.table)
+
+
+def demo(out: Path) -> Path:
+    """The demo corpus' data root."""
+    from harness.data.demo import build_demo
+    from harness.verbs.progress import Progress
+
+    progress = Progress()
+
+    def show(done: int, total: int) -> None:
+        from harness.api.events import Event
+
+        progress(Event("progress", {"stage": "demo corpus", "done": done, "total": total, "unit": "images"}))
+
+    return build_demo(out, workers=min(2, len(os.sched_getaffinity(0))), progress=show)

@@ -1,0 +1,85 @@
+"""``report`` and ``compare``: from stored scores alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.api.errors import DataError, HarnessError
+
+
+def check_run_dir(folder: Path) -> Path:
+    """The folder, when it is a run folder.
+
+    Raises:
+        DataError: it is not there, or holds no record and scores (an interrupted run).
+    """
+    if not folder.is_dir():
+        raise DataError("the run folder is not there", where=folder)
+    for name in ("record.json", "scores.parquet", "cells.parquet"):
+        if not (folder / name).is_file():
+            raise DataError(f"not a finished run folder: {name} is missing", where=folder, fix="run the suite again")
+    return folder
+
+
+def remake(folder: Path) -> list[Path]:
+    """Make audit, metrics, tables, figures and page of a run folder; the files written."""
+    from reports.report import make_report
+
+    return make_report(check_run_dir(folder))
+
+
+def tables_text(folder: Path) -> str:
+    """Every table of a run as Markdown."""
+    parts = [path.read_text(encoding="utf-8") for path in sorted((folder / "tables").glob("*.md"))]
+    return "\n\n".join(parts)
+
+
+def log_folder(folder: Path, tracking_uri: str | None) -> str:
+    """Log a run folder to MLflow; the command that opens the UI.
+
+    Raises:
+        HarnessError: the tracking server or store cannot be reached.
+    """
+    from harness.track import default_tracking_uri, log_run
+
+    return log_run(folder, tracking_uri or default_tracking_uri(folder)).ui_command
+
+
+def report_runs(folders: Sequence[Path], *, log: bool, tracking_uri: str | None) -> None:
+    """Remake each run folder's report, and log it where asked.
+
+    Raises:
+        HarnessError: the first folder that is no run folder, or the tracking store's error.
+    """
+    for folder in folders:
+        check_run_dir(folder)
+    for folder in folders:
+        remake(folder)
+        print(tables_text(folder))
+        print(f"page: {folder / 'report.html'}")
+        if log:
+            print(f"MLflow: {log_folder(folder, tracking_uri)}")
+
+
+def compare_run(folder: Path, table: str | None) -> tuple[Any, str, int]:
+    """Document, text and exit code of measured against published."""
+    from reports.compare import compare
+
+    result = compare(check_run_dir(folder), table)
+    return result.document(), result.text(), result.exit_code
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``record.json`` of a run folder.
+
+    Raises:
+        HarnessError: unreadable.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        return content
+    except (OSError, ValueError) as error:
+        raise HarnessError(f"cannot read the record: {error}", where=folder / "record.json") from error

@@ -1,0 +1,353 @@
+"""``run``: suite -> data -> plan -> execution -> run folder -> tables, figures, page -> MLflow."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.api.errors import ConfigError, DataError, HarnessError, WeightsError
+from harness.api.events import Event, Listener
+from harness.engine.rows import PreparedRow, describe, prepare_rows
+from harness.engine.suite import Suite, load_suite
+from harness.results.files import to_json, write_atomic
+from harness.verbs.progress import Progress, clock
+
+if TYPE_CHECKING:
+    from harness.engine.data import RunData
+    from harness.engine.execute import Outcome
+    from harness.engine.plan import Plan, Settings
+    from harness.results.record import Record
+
+ENGINES = ("inline",)
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user asked for; the command line's options, one to one."""
+
+    suite: str
+    profile: str | None = None
+    protocol: str | None = None
+    data_root: Path | None = None
+    out: Path = Path("runs")
+    settings: tuple[str, ...] = ()
+    detectors: tuple[str, ...] | None = None
+    limit: int | None = None
+    engine: str = "inline"
+    require_all: bool = False
+    dry_run: bool = False
+    match_format: str | None = None
+    rotate: bool = False
+    on_bad_image: str = "stop"
+    workers: int | None = None
+    threads: int | None = None
+    allow_outside: bool = False
+    device: str = "auto"
+    batch_size: str | None = None
+    store: Path = Path(".blades-store")
+    weights_root: Path = Path("pretrained")
+    tracking_uri: str | None = None
+
+
+@dataclass
+class RunResult:
+    """How it ended: exit code, the run folder (None for a dry run), failed rows, the plan, the MLflow command."""
+
+    exit_code: int
+    run_dir: Path | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    plan: list[dict[str, Any]] = field(default_factory=list)
+    computed: int = 0
+    ui_command: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "exit_code": self.exit_code, "run_dir": None if self.run_dir is None else str(self.run_dir),
+            "failed": self.failed, "plan": self.plan, "computed_images": self.computed, "mlflow_ui": self.ui_command,
+        }  # fmt: skip
+
+
+def _settle_profile(request: RunRequest, say: Listener) -> tuple[str, Path | None]:
+    """Profile and data root; None stands for the demo corpus, which is made."""
+    if request.data_root is not None:
+        if not request.data_root.is_dir():
+            raise DataError("the data root is not there", where=request.data_root, fix="check --data-root")
+        return request.profile or "full", request.data_root
+    default = Path("data")
+    if request.profile is None:
+        profile = "full" if default.is_dir() else "demo"
+        why = "./data exists" if profile == "full" else "there is no ./data: this is the embedded demo corpus"
+        say(Event("note", {"text": f"profile {profile}, because {why} (say --profile or --data-root to choose)"}))
+    else:
+        profile = request.profile
+    if profile == "full":
+        if not default.is_dir():
+            raise DataError(
+                "there is no ./data", where=Path.cwd(), fix="name the images with --data-root, or --profile demo"
+            )
+        return profile, default
+    return profile, None
+
+
+def demo_root(store: Path, emit: Listener) -> Path:
+    """The demo corpus, made once beside the store and used again."""
+    from harness.data.demo import build_demo
+
+    def progress(done: int, total: int) -> None:
+        emit(Event("progress", {"stage": "demo corpus", "done": done, "total": total, "unit": "images"}))
+
+    emit(Event("note", {"text": "demo corpus: rendered photographs and images of small neural generators"}))
+    workers = min(2, len(os.sched_getaffinity(0)))
+    return build_demo(store / "demo-corpus", workers=workers, progress=progress)
+
+
+def _edits(request: RunRequest) -> dict[str, Any]:
+    from harness.data.edits import InputEdits, MatchFormat
+    from harness.engine.plan import canonical_edits
+
+    matched = None if request.match_format is None else MatchFormat.parse(request.match_format)
+    return canonical_edits(InputEdits(match_format=matched, rotate=request.rotate).model_dump(mode="json"))
+
+
+def _settings(request: RunRequest, suite: Suite) -> Settings:
+    from harness.engine.execute import with_device
+    from harness.engine.plan import Settings
+
+    if request.engine not in ENGINES:
+        raise ConfigError(f"unknown engine {request.engine!r}", fix=f"use {', '.join(ENGINES)}")
+    batch = None
+    if request.batch_size is not None and request.batch_size != "auto":
+        if not request.batch_size.isdigit() or int(request.batch_size) < 1:
+            raise ConfigError(f"--batch-size {request.batch_size!r}", fix="a whole number of at least 1, or auto")
+        batch = int(request.batch_size)
+    threads = request.threads or suite.execution.threads or len(os.sched_getaffinity(0))
+    return Settings(with_device(request.device), threads, batch, _edits(request))
+
+
+def _say_missing(rows: list[PreparedRow], emit: Listener, require_all: bool) -> None:
+    missing = [(row.name, row.missing) for row in rows if row.missing is not None]
+    if not missing:
+        return
+    lines = "\n".join(f"  {name}: {text}" for name, text in missing)
+    if require_all:
+        raise WeightsError(
+            f"{len(missing)} rows lack weights:\n{lines}", fix="get the files, or leave --require-all out"
+        )
+    hint = "the other rows go on; `--set ROW.weights=random` runs a row with random weights, and says so everywhere"
+    emit(Event("warning", {"text": f"{len(missing)} rows lack weights and are not run:\n{lines}\n  {hint}"}))
+
+
+def stamps(request: RunRequest, suite: Suite, rows: list[PreparedRow], skipped: int) -> list[str]:
+    """What every table and figure of this run must say."""
+    out = []
+    if suite.profile == "demo":
+        out.append("DEMO: embedded corpus or demo sizes, not the paper's data")
+    partial = []
+    if request.limit is not None:
+        partial.append(f"at most {request.limit} generated images a generator")
+    if request.detectors is not None:
+        partial.append(f"only rows {', '.join(request.detectors)}")
+    absent = [row.name for row in rows if row.missing is not None]
+    if absent:
+        partial.append(f"no weights for {', '.join(absent)}")
+    if skipped:
+        partial.append(f"{skipped} undecodable images left out")
+    if partial:
+        out.append(f"PARTIAL: {'; '.join(partial)}")
+    random = [row.name for row in rows if row.random]
+    if random:
+        out.append(f"RANDOM WEIGHTS: {', '.join(random)}")
+    if request.settings:
+        out.append(f"CHANGED: {' '.join(request.settings)}")
+    if request.match_format:
+        out.append(f"FORMAT MATCHED: {request.match_format}")
+    return out
+
+
+def plan_text(summary: Sequence[Mapping[str, Any]]) -> str:
+    """The plan for people: stored, to do, hours, GB."""
+    lines = [f"{'stage':<34} {'stored':>9} {'to do':>9} {'hours':>8} {'GB':>8}"]
+    for row in summary:
+        name = f"{row['stage']} ({', '.join(dict.fromkeys(row['rows']))})" if row["rows"] else row["stage"]
+        hours = "?" if row["hours"] is None else f"{row['hours']:.2f}"
+        lines.append(f"{name[:34]:<34} {row['stored']:>9,} {row['to_do']:>9,} {hours:>8} {row['gigabytes']:>8.3f}")
+    if any(row["hours"] is None for row in summary):
+        lines.append("hours ?: this stage was never measured on this store; the run prints its rate")
+    return "\n".join(lines)
+
+
+def _run_id() -> str:
+    return f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def _first_record(
+    request: RunRequest, suite: Suite, rows: list[PreparedRow], data: RunData, settings: Settings, run_id: str
+) -> Record:
+    from harness.data.manifest import manifest_digest
+    from harness.results.record import DetectorRecord, Record, environment, now
+
+    detectors = {}
+    for row in rows:
+        entry = DetectorRecord.model_validate(describe(row))
+        if row.missing:
+            entry.status, entry.message = "missing", row.missing
+        detectors[row.name] = entry
+    counts = data.cells.groupby("test_set", sort=False).size()
+    return Record(
+        run_id=run_id, suite=suite.suite, suite_version=suite.version, title=suite.title, profile=suite.profile,
+        started=now(), command=["harness", *sys.argv[1:]], protocol=suite.switches.model_dump(mode="json"),
+        protocol_base=str(suite.protocol.get("base", "paper")), edits=dict(settings.edits),
+        stamps=stamps(request, suite, rows, data.skipped), detectors=detectors, reference=suite.reference,
+        bootstrap=suite.bootstrap.model_dump(), tables=[t.model_dump(mode="json") for t in suite.tables],
+        skipped_images=data.skipped, notes=list(data.notes), manifest_sha256=manifest_digest(data.manifest),
+        images={str(k): int(v) for k, v in counts.items()}, environment=environment(settings.device, settings.threads),
+    )  # fmt: skip
+
+
+def _finish(record: Record, outcome: Outcome, started: float) -> Record:
+    from harness.results.record import now
+
+    for name, failure in outcome.failures.items():
+        entry = record.detectors[name]
+        entry.status, entry.message, entry.traceback = "failed", failure["message"], failure["traceback"]
+    for name, value in outcome.thresholds.items():
+        record.detectors[name].threshold = value
+    record.failures = [{"row": n, "message": f["message"]} for n, f in outcome.failures.items()]
+    record.computed, record.recipes, record.warnings = outcome.computed, outcome.recipes, outcome.warnings
+    record.finished = now()
+    record.timings = {"total_seconds": round(time.monotonic() - started, 3)}
+    return record
+
+
+def _write_scores(folder: Path, suite: Suite, data: RunData, plan: Plan, outcome: Outcome) -> None:
+    import pandas as pd
+    import yaml
+
+    from harness.data.manifest import write_manifest
+    from harness.engine.frames import empty_scores, write_parquet
+
+    scores = pd.concat(outcome.scores, ignore_index=True) if outcome.scores else empty_scores()
+    write_parquet(scores, folder / "scores.parquet")
+    write_parquet(data.cells, folder / "cells.parquet")
+    write_manifest(data.manifest, folder / "manifest.parquet")
+    text = yaml.safe_dump(suite.document(), sort_keys=False, allow_unicode=True)
+    write_atomic(folder / "suite.resolved.yaml", text.encode())
+
+
+def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None = None) -> RunResult:
+    """Run a suite as the command line does (see ``harness run --help``).
+
+    Raises:
+        HarnessError: bad input; nothing that was computed is lost.
+    """
+    from harness.engine.data import prepare_data
+    from harness.engine.execute import Executor, check_disk, check_weights
+    from harness.engine.images import Reader, as_edits
+    from harness.engine.plan import make_plan, plan_summary
+    from harness.results.store import Store
+
+    started = time.monotonic()
+    say = emit or Progress()
+    profile, root = _settle_profile(request, say)
+    suite = load_suite(
+        request.suite,
+        profile=profile,
+        protocol=request.protocol,
+        settings=request.settings,
+        detectors=request.detectors,
+    )
+    rows = prepare_rows(suite, request.weights_root)
+    _say_missing(rows, say, request.require_all)
+    store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})))
+    settings = _settings(request, suite)
+    data = prepare_data(
+        suite, root if root is not None else demo_root(request.store, say), store,
+        seen=[g for row in rows for g in row.trained_on], limit=request.limit, allow_outside=request.allow_outside,
+        on_bad_image=request.on_bad_image, workers=request.workers, emit=say,
+    )  # fmt: skip
+    if request.batch_size == "auto":
+        from harness.engine.probe import with_probed_batches
+
+        rows = with_probed_batches(rows, settings.device, say)
+    plan = make_plan(suite, rows, data.manifest, data.root, data.cells, data.cell_rows, store, settings)
+    summary = plan_summary(plan, store)
+    say(Event("note", {"text": plan_text(summary)}))
+    if request.dry_run:
+        return RunResult(0, plan=summary)
+    check_disk(plan, store)
+    check_weights(plan)
+    run_id = _run_id()
+    folder = request.out / f"{suite.suite}-{suite.profile}" / run_id
+    record = _first_record(request, suite, rows, data, settings, run_id)
+    write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
+    workers = suite.execution.workers if request.workers is None else request.workers
+    reader = Reader(data.root, [str(p) for p in data.manifest["path"]], as_edits(settings.edits))
+    outcome = Executor(plan, store, reader, say, workers).run(folder / "fitted")
+    _write_scores(folder, suite, data, plan, outcome)
+    record = _finish(record, outcome, started)
+    write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
+    computed = sum(outcome.computed.values())
+    text = f"computed {computed:,} images, all else was stored" if computed else "computed nothing: all was stored"
+    say(Event("note", {"text": f"{text} ({clock(time.monotonic() - started)})"}))
+    return _publish(request, folder, record, summary, computed, say, quiet)
+
+
+def _publish(
+    request: RunRequest,
+    folder: Path,
+    record: Record,
+    summary: list[dict[str, Any]],
+    computed: int,
+    say: Listener,
+    quiet: bool,
+) -> RunResult:
+    from harness.verbs.report import log_folder, remake, tables_text
+
+    remake(folder)
+    if not quiet:
+        print(tables_text(folder))
+    ui = None
+    if request.tracking_uri != "off":
+        try:
+            ui = log_folder(folder, request.tracking_uri)
+        except HarnessError as error:
+            say(Event("warning", {"text": f"not logged to MLflow: {error}\n  later: harness report {folder} --log"}))
+    failed = {n: d.message for n, d in record.detectors.items() if d.status != "ok"}
+    if not quiet:
+        lines = [f"run folder: {folder}", f"page:       {folder / 'report.html'}"]
+        lines += [f"MLflow:     {ui}"] if ui else []
+        lines += [f"not done:   {name}: {message}" for name, message in failed.items()]
+        print("\n".join(lines))
+    return RunResult(3 if failed else 0, folder, failed, summary, computed, ui)
+
+
+def run(suite: str | Path, **options: Any) -> RunResult:
+    """Run a suite from Python: the same options as :class:`RunRequest`, prints nothing but progress.
+
+    Raises:
+        ConfigError: an option that does not exist.
+        HarnessError: as :func:`run_suite`.
+    """
+    from dataclasses import fields
+
+    from harness.api.registry import unknown
+
+    known = [f.name for f in fields(RunRequest)]
+    for name in options:
+        if name not in known:
+            raise unknown("option of run:", name, known)
+    for name in ("data_root", "out", "store", "weights_root"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    for name in ("settings", "detectors"):
+        if options.get(name) is not None:
+            options[name] = tuple(options[name])
+    return run_suite(RunRequest(suite=str(suite), **options), quiet=True)

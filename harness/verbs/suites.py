@@ -1,0 +1,39 @@
+"""``suites list`` and ``suites copy``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness.api.errors import ConfigError
+from harness.api.yamlsafe import load_yaml
+from harness.engine.suite import find_suite, shipped
+
+
+def listing(as_json: bool) -> tuple[Any, bool, str]:
+    """Name, version and title of each shipped suite."""
+    rows: list[dict[str, Any]] = []
+    for name, path in shipped().items():
+        document = load_yaml(path)
+        rows.append({"suite": name, "version": document.get("version"), "title": document.get("title")})
+    width = max((len(r["suite"]) for r in rows), default=0)
+    return rows, as_json, "\n".join(f"{r['suite']:<{width}}  v{r['version']}  {r['title']}" for r in rows)
+
+
+def copy(name: str, out: Path) -> Path:
+    """The copy's path.
+
+    Raises:
+        ConfigError: a file of that name is there already, or the folder cannot be written.
+    """
+    source = find_suite(name)
+    target = out / source.name if out.is_dir() or out.suffix == "" else out
+    if target.exists():
+        raise ConfigError("a file of that name is there already", where=target, fix="name another with --out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise ConfigError(f"cannot write: {error.strerror}", where=target) from error
+    return target
