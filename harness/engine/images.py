@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -70,8 +70,3 @@ def ahead(jobs: Sequence[int], work: Callable[[int], T], workers: int, window: i
         finally:
             for _, future in waiting:
                 future.cancel()
-
-
-def as_edits(document: Mapping[str, Any]) -> InputEdits:
-    """Edits from their document."""
-    return InputEdits.model_validate(document)

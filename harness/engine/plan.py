@@ -12,11 +12,14 @@ import numpy as np
 
 from harness.api.contract import Extractor, Head, Preprocess, QuantileThreshold, Transform
 from harness.api.errors import DataError
+from harness.api.images import ImageFacts
 from harness.api.training import Recipe
 from harness.api.weights import ResolvedWeights
+from harness.data.edits import InputEdits
 from harness.engine.keys import Numerics, canonical, digest_of, set_digest, stage_identity, stage_key
 from harness.engine.recipes import RecipeWork, recipe_work
 from harness.engine.rows import PreparedRow
+from harness.engine.source import source_digest
 from harness.results.store import Store, digests_array
 
 if TYPE_CHECKING:
@@ -201,7 +204,7 @@ class _Planner:
         out: list[ItemStage] = []
         links: tuple[Transform | Extractor, ...] = (*chain.transforms, chain.extractor)
         identities = {slot: w.identity for slot, w in weights.items()}
-        first = digest_of(stage_identity(chain.preprocess, identities))
+        first = digest_of([stage_identity(chain.preprocess, identities), source_digest(ImageFacts)])
         for stage in links:
             kind = "features" if stage is chain.extractor else "maps"
             numerics = self.numerics(row, stage)
@@ -334,6 +337,8 @@ def plan_summary(plan: Plan, store: Store) -> list[dict[str, Any]]:
     return out
 
 
-def canonical_edits(edits: Mapping[str, Any]) -> dict[str, Any]:
-    """Edits in the one spelling that enters keys; no edit at all is an empty mapping."""
-    return {k: v for k, v in canonical(edits).items() if v not in (None, False)}
+def edits_key(edits: InputEdits) -> dict[str, Any]:
+    """Edits as they enter keys: nothing when none is made, else what is done and the source that does it."""
+    if edits == InputEdits():
+        return {}
+    return {**canonical(edits.identity()), "source": source_digest(InputEdits)}

@@ -24,11 +24,32 @@ def check_run_dir(folder: Path) -> Path:
     return folder
 
 
+def audit_warnings(folder: Path) -> list[str]:
+    """Run the format audit on a run folder (``audit.parquet``); one sentence a test set that metadata separate."""
+    import pandas as pd
+
+    from harness.data.audit import format_audit_scores, separations
+    from harness.data.edits import InputEdits
+    from harness.data.manifest import read_manifest
+    from harness.engine.frames import write_parquet
+
+    record = read_record(folder)
+    edits = InputEdits.model_validate(record["edits"])
+    cells = pd.read_parquet(folder / "cells.parquet")
+    audit = format_audit_scores(
+        read_manifest(folder / "manifest.parquet"), cells, record["bootstrap"]["seed"], edits=edits
+    )
+    write_parquet(audit, folder / "audit.parquet")
+    return [s.message for s in separations(audit) if s.warns]
+
+
 def remake(folder: Path) -> list[Path]:
-    """Make audit, metrics, tables, figures and page of a run folder; the files written."""
+    """Make metrics, tables, figures and page of a run folder, and the audit where it is not there; files written."""
     from reports.report import make_report
 
-    return make_report(check_run_dir(folder))
+    if not (check_run_dir(folder) / "audit.parquet").is_file():
+        audit_warnings(folder)
+    return make_report(folder)
 
 
 def tables_text(folder: Path) -> str:

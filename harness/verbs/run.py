@@ -20,6 +20,7 @@ from harness.results.files import to_json, write_atomic
 from harness.verbs.progress import Progress, clock
 
 if TYPE_CHECKING:
+    from harness.data.edits import InputEdits
     from harness.engine.data import RunData
     from harness.engine.execute import Outcome
     from harness.engine.plan import Plan, Settings
@@ -109,17 +110,16 @@ def demo_root(store: Path, emit: Listener) -> Path:
     return build_demo(store / "demo-corpus", workers=workers, progress=progress)
 
 
-def _edits(request: RunRequest) -> dict[str, Any]:
+def _edits(request: RunRequest) -> InputEdits:
     from harness.data.edits import InputEdits, MatchFormat
-    from harness.engine.plan import canonical_edits
 
     matched = None if request.match_format is None else MatchFormat.parse(request.match_format)
-    return canonical_edits(InputEdits(match_format=matched, rotate=request.rotate).model_dump(mode="json"))
+    return InputEdits(match_format=matched, rotate=request.rotate)
 
 
 def _settings(request: RunRequest, suite: Suite) -> Settings:
     from harness.engine.execute import with_device
-    from harness.engine.plan import Settings
+    from harness.engine.plan import Settings, edits_key
 
     if request.engine not in ENGINES:
         raise ConfigError(f"unknown engine {request.engine!r}", fix=f"use {', '.join(ENGINES)}")
@@ -129,7 +129,7 @@ def _settings(request: RunRequest, suite: Suite) -> Settings:
             raise ConfigError(f"--batch-size {request.batch_size!r}", fix="a whole number of at least 1, or auto")
         batch = int(request.batch_size)
     threads = request.threads or suite.execution.threads or len(os.sched_getaffinity(0))
-    return Settings(with_device(request.device), threads, batch, _edits(request))
+    return Settings(with_device(request.device), threads, batch, edits_key(_edits(request)))
 
 
 def _say_missing(rows: list[PreparedRow], emit: Listener, require_all: bool) -> None:
@@ -204,7 +204,7 @@ def _first_record(
     return Record(
         run_id=run_id, suite=suite.suite, suite_version=suite.version, title=suite.title, profile=suite.profile,
         started=now(), command=["harness", *sys.argv[1:]], protocol=suite.switches.model_dump(mode="json"),
-        protocol_base=str(suite.protocol.get("base", "paper")), edits=dict(settings.edits),
+        protocol_base=str(suite.protocol.get("base", "paper")), edits=_edits(request).model_dump(mode="json"),
         stamps=stamps(request, suite, rows, data.skipped), detectors=detectors, reference=suite.reference,
         bootstrap=suite.bootstrap.model_dump(), tables=[t.model_dump(mode="json") for t in suite.tables],
         skipped_images=data.skipped, notes=list(data.notes), manifest_sha256=manifest_digest(data.manifest),
@@ -242,6 +242,18 @@ def _write_scores(folder: Path, suite: Suite, data: RunData, plan: Plan, outcome
     write_atomic(folder / "suite.resolved.yaml", text.encode())
 
 
+def _audit(folder: Path, say: Listener) -> list[str]:
+    """Run the format audit of a run folder; its warnings, said loudly."""
+    from harness.verbs.report import audit_warnings
+
+    found = audit_warnings(folder)
+    if found:
+        lines = "\n".join(f"  {text}" for text in found)
+        hint = "a detector may score high here by reading the format; see the row format-only, and try --match-format"
+        say(Event("warning", {"text": f"FORMAT LEAKAGE\n{lines}\n  {hint}"}))
+    return found
+
+
 def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None = None) -> RunResult:
     """Run a suite as the command line does (see ``harness run --help``).
 
@@ -250,7 +262,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     """
     from harness.engine.data import prepare_data
     from harness.engine.execute import Executor, check_disk, check_weights
-    from harness.engine.images import Reader, as_edits
+    from harness.engine.images import Reader
     from harness.engine.plan import make_plan, plan_summary
     from harness.results.store import Store
 
@@ -289,9 +301,10 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     record = _first_record(request, suite, rows, data, settings, run_id)
     write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
     workers = suite.execution.workers if request.workers is None else request.workers
-    reader = Reader(data.root, [str(p) for p in data.manifest["path"]], as_edits(settings.edits))
+    reader = Reader(data.root, [str(p) for p in data.manifest["path"]], _edits(request))
     outcome = Executor(plan, store, reader, say, workers).run(folder / "fitted")
     _write_scores(folder, suite, data, plan, outcome)
+    outcome.warnings += _audit(folder, say)
     record = _finish(record, outcome, started)
     write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
     computed = sum(outcome.computed.values())
