@@ -1,0 +1,1 @@
+"""From stored results to tables, figures and a page, beside the published numbers."""
