@@ -120,7 +120,7 @@ def build_manifest(
     table["split"] = pd.Series(_splits(table, spec, seen_names, seed, notes), dtype="str")
     table = _keep_report_apart(table, problems, str(layout.root))
     problems += _shared_content(table, str(layout.root))
-    outside = int(table["path"].map(os.path.isabs).sum())
+    outside = sum(map(os.path.isabs, table["path"].tolist()))
     if outside:
         notes.append(f"{outside:,} images lie outside the data root (--allow-outside)")
     skipped = sum(1 for f in facts if f.fault)
