@@ -149,7 +149,9 @@ class TrainedMlp(Head):
         pseudo_share: 0.05, the share that OC's own threshold rejects.
         hidden: H.
         epochs, batch_size, lr, weight_decay: AdamW with constant rate over shuffled batches.
-        balanced: each class has half of the loss, however many images it has.
+        balanced: photographs have half of the loss and generated images the other, however many there are. A
+            pseudo-outlier weighs as the photograph it is; weighed up as a generated image it draws more unseen
+            photographs to the wrong side (12 % against 7 % in a trial with 400 photographs and 100 generated).
         seed: of the initial weights and of the order of the batches.
 
     *Deviation*: the paper's recipe is published nowhere (FIDELITY A7); all of the above are our choices.
@@ -208,7 +210,7 @@ class TrainedMlp(Head):
                 f"{int((data.labels == GENERATED).sum())} generated images",
                 fix="name generators that have images in the `train` split",
             )
-        arrays, loss = self._train(data.features, target, counts)
+        arrays, loss = self._train(data.features, target, self._weights(data.labels))
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ProtocolError("training the binary head diverged", fix=f"lower lr (now {self.lr})")
         facts = {
@@ -217,8 +219,14 @@ class TrainedMlp(Head):
         }  # fmt: skip
         return FittedMlp.of(arrays, facts)
 
+    def _weights(self, labels: np.ndarray) -> np.ndarray:
+        if not self.balanced:
+            return np.ones(len(labels), dtype=np.float32)
+        share = len(labels) / (2 * np.bincount(labels, minlength=2))
+        return share[labels].astype(np.float32)
+
     def _train(
-        self, features: np.ndarray, target: np.ndarray, counts: np.ndarray
+        self, features: np.ndarray, target: np.ndarray, share: np.ndarray
     ) -> tuple[dict[str, np.ndarray], float]:
         import torch
         from torch.nn import functional as F
@@ -228,7 +236,7 @@ class TrainedMlp(Head):
         try:
             x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
             y = torch.from_numpy(target)
-            share = torch.tensor(len(target) / (2 * counts), dtype=torch.float32) if self.balanced else None
+            weight = torch.from_numpy(share)
             named = random_mlp(x.shape[1], self.hidden, self.seed)
             params = [named[name].requires_grad_() for name in MLP_NAMES]
             optimiser = torch.optim.AdamW(params, lr=self.lr, weight_decay=self.weight_decay)
@@ -240,8 +248,7 @@ class TrainedMlp(Head):
                     hidden = torch.relu(F.linear(x[rows], params[0], params[1]))
                     logits = F.linear(hidden, params[2], params[3])
                     each = F.cross_entropy(logits, y[rows], reduction="none")
-                    # not torch's weighted mean: dividing by the batch's weights would favour lone samples
-                    loss = (each if share is None else each * share[y[rows]]).mean()
+                    loss = (each * weight[rows]).mean()
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
                     optimiser.step()
