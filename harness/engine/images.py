@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from harness.api.contract import Abstain, Preprocess
+from harness.api.errors import DataError
 from harness.api.images import decode, read_image_file
 from harness.data.edits import InputEdits
 
@@ -23,10 +25,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads pixels of manifest paths with the run's edits applied."""
+    """Reads pixels of manifest paths with the run's edits applied; ``digests`` are the manifest's sha256."""
 
     root: Path
     paths: Sequence[str]
+    digests: Sequence[str]
     edits: InputEdits
 
     def path(self, row: int) -> Path:
@@ -37,9 +40,11 @@ class Reader:
         """uint8 RGB ``[H, W, 3]``, edited.
 
         Raises:
-            DataError: the file is gone or cannot be decoded.
+            DataError: the file is gone, changed since it was indexed, or cannot be decoded.
         """
         data = read_image_file(self.path(row))
+        if hashlib.sha256(data).hexdigest() != self.digests[row]:
+            raise DataError("the image changed while the run was going on", where=self.path(row), fix="run again")
         return self.edits.apply(decode(data, name=str(self.path(row)), rotate=self.edits.rotate))
 
     def tensor(self, row: int, preprocess: Preprocess) -> Tensor | None:

@@ -301,7 +301,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     record = _first_record(request, suite, rows, data, settings, run_id)
     write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
     workers = suite.execution.workers if request.workers is None else request.workers
-    reader = Reader(data.root, [str(p) for p in data.manifest["path"]], _edits(request))
+    reader = Reader(data.root, list(data.manifest["path"]), list(data.manifest["sha256"]), _edits(request))
     outcome = Executor(plan, store, reader, say, workers).run(folder / "fitted")
     _write_scores(folder, suite, data, plan, outcome)
     outcome.warnings += _audit(folder, say)
