@@ -1,0 +1,1 @@
+"""Small real detectors, one for each capability of the detector contract."""
