@@ -14,7 +14,7 @@ from harness.api.errors import ConfigError, DataError, HarnessError, StoreError
 from harness.api.events import Event, Listener
 from harness.engine.fitting import fitted_head, score_row, threshold_of
 from harness.engine.images import Reader
-from harness.engine.inline import pin_threads, run_stage
+from harness.engine.inline import pin_numerics, run_stage
 from harness.engine.plan import ItemStage, Plan, RowPlan
 from harness.engine.recipes import train_recipe
 from harness.results.files import to_json, write_atomic
@@ -105,7 +105,7 @@ class Executor:
                 s for s in self.plan.stages.values() for w in s.weights.values() if w.identity == f"recipe:{work.key}"
             ]
             try:
-                pin_threads(self.plan.settings.threads)
+                pin_numerics(self.plan.settings.threads)
                 made = train_recipe(
                     work, self.store, self.reader.pixels, self.plan.manifest, self.emit, self.plan.settings.threads
                 )

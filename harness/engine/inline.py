@@ -22,12 +22,17 @@ FLUSH_SECONDS = 5.0
 FLUSH_ROWS = 4096
 
 
-def pin_threads(threads: int) -> None:
-    """Fix torch's intra-op threads in this process (part of the numerics class)."""
+def pin_numerics(threads: int) -> None:
+    """Fix what else would move the bits of a forward: intra-op threads (in the numerics class), and on a GPU full
+    float32 instead of TF32 and cuDNN's repeatable kernels chosen without timing."""
     import torch
 
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 class _Writer:
@@ -140,7 +145,7 @@ def run_stage(
     if len(missing) == 0:
         return 0
     items.describe(stage.description)
-    pin_threads(threads)
+    pin_numerics(threads)
     label = f"{stage.kind} for {', '.join(dict.fromkeys(stage.rows))}"
     emit(Event("stage_start", {"stage": label, "total": len(missing), "stored": len(stage.needed) - len(missing)}))
     run = stage.stage.load(stage.weights, device)
