@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+
+from harness.results.record import Record
 
 METRIC_COLUMNS = (
     "detector", "test_set", "metric", "value", "low", "high", "n", "n_photographic", "n_generated", "abstained", "seen",
@@ -41,8 +42,8 @@ def write_run(folder: Path, run_id: str = "20261120-101010-abcd", **record_chang
         (folder / name).write_text(text)
     (folder / "suite.resolved.yaml").write_text("detectors:\n  blades-oc:\n    components: 4\n  blades-bc: {}\n")
     record = {
-        "suite": "cross_generator", "profile": "demo", "run_id": run_id,
-        "protocol": {"threshold": "held_out", "ranking_scale": 2.0},
+        "suite": "cross_generator", "suite_version": 1, "title": "Cross-generator", "tables": [], "profile": "demo", "run_id": run_id,
+        "protocol_base": "clean", "protocol": {"threshold": "held_out", "ranking_scale": 2.0},
         "stamps": ["DEMO: embedded corpus, not the paper's data"],
         "detectors": {
             "blades-oc": {"name": "blades-oc", "weights": {"weights": "f" * 64}, "status": "ok", "message": "",
@@ -55,7 +56,7 @@ def write_run(folder: Path, run_id: str = "20261120-101010-abcd", **record_chang
         "environment": {"git_commit": "c" * 40, "git_dirty": True},
         "timings": {"extract": 1.5}, "failures": [],
     } | record_changes  # fmt: skip
-    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "record.json").write_text(Record.model_validate(record).model_dump_json())
     return folder
 
 
