@@ -42,7 +42,8 @@ def write_run(folder: Path, run_id: str = "20261120-101010-abcd", **record_chang
         (folder / name).write_text(text)
     (folder / "suite.resolved.yaml").write_text("detectors:\n  blades-oc:\n    components: 4\n  blades-bc: {}\n")
     record = {
-        "suite": "cross_generator", "suite_version": 1, "title": "Cross-generator", "tables": [], "profile": "demo", "run_id": run_id,
+        "suite": "cross_generator", "suite_version": 1, "title": "Cross-generator", "tables": [], "profile": "demo",
+        "run_id": run_id,
         "protocol_base": "clean", "protocol": {"threshold": "held_out", "ranking_scale": 2.0},
         "stamps": ["DEMO: embedded corpus, not the paper's data"],
         "detectors": {
