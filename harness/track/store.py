@@ -30,10 +30,17 @@ class TrackingError(HarnessError):
     """A tracking store that cannot be reached or written. The run folder is untouched by it."""
 
 
-def default_tracking_uri(out: Path) -> str:
-    """The sqlite store for runs written under ``out``: beside a folder named ``runs``, inside any other folder."""
-    out = out.resolve()
-    return f"sqlite:///{(out.parent if out.name == 'runs' else out) / 'mlflow.db'}"
+def default_tracking_uri(run_dir: Path) -> str:
+    """The sqlite store for a run folder: one for all runs written with the same ``--out``.
+
+    For ``<out>/<suite>-<profile>/<run id>`` it is ``mlflow.db`` beside ``out`` where ``out`` is called ``runs``, and
+    inside ``out`` otherwise; for a run folder that was moved elsewhere, beside it.
+    """
+    holder = run_dir.resolve().parent
+    if holder.name.endswith(("-demo", "-full")):
+        holder = holder.parent
+        holder = holder.parent if holder.name == "runs" else holder
+    return f"sqlite:///{holder / 'mlflow.db'}"
 
 
 def ui_command(tracking_uri: str) -> str:

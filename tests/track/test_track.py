@@ -176,9 +176,13 @@ def test_a_store_that_cannot_be_written_is_said(run_folder: Path, tmp_path: Path
         log_run(run_folder, "mlflow.db")
 
 
-def test_the_default_store_is_beside_a_folder_named_runs_and_inside_any_other(tmp_path: Path) -> None:
-    assert default_tracking_uri(tmp_path / "runs") == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert default_tracking_uri(tmp_path / "results") == f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}"
+def test_all_runs_of_one_out_folder_share_a_store_that_is_not_among_them(tmp_path: Path) -> None:
+    usual = [default_tracking_uri(tmp_path / "runs" / s / "id") for s in ("cross_generator-demo", "sensitivity-full")]
+    assert set(usual) == {f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    own = default_tracking_uri(tmp_path / "results" / "cross_generator-full" / "id")
+    assert own == f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}"
+    moved = default_tracking_uri(tmp_path / "downloads" / "id")
+    assert moved == f"sqlite:///{tmp_path / 'downloads' / 'mlflow.db'}"
 
 
 @pytest.mark.slow
