@@ -12,11 +12,13 @@ Layout under the root::
 
 Append only; a file is there whole or not at all. Where two writers stored one image, the segment with the lower
 number wins. Data is checked against its digest whenever it is read: a segment that does not match is set aside
-(``.bad``), reported, and its images count as missing.
+(``.bad``), reported, and its images count as missing. Computed again, often to the same bits and so under the same
+name, the data replaces what is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -103,14 +105,15 @@ class Items:
         row = np.concatenate([np.arange(len(p), dtype=np.int32) for p in parts]) if parts else np.empty(0, np.int32)
         unique, first = np.unique(digests, return_index=True)  # first index = lowest segment: the first writer wins
         index = _Index(unique, segment[first], row[first], tuple(kept))
-        self._cached = (self._index_names(), index)
+        self._cached = (tuple(kept), index)
         return index
 
     def _set_aside(self, name: str, why: str) -> None:
         path = self.folder / name
-        self._warn(f"stored segment {path.parent.name[:12]}/{name} set aside: {why}; its images are computed again")
-        path.rename(path.with_suffix(".bad"))
         self._cached = None
+        with contextlib.suppress(FileNotFoundError):  # another process found the same damage first
+            path.rename(path.with_suffix(".bad"))
+            self._warn(f"stored segment {path.parent.name[:12]}/{name} set aside: {why}; its images are computed again")
 
     def stored(self, digests: np.ndarray) -> np.ndarray:
         """Mask ``[N] bool`` of the images ``[N] S32`` that have a value."""
@@ -119,6 +122,10 @@ class Items:
             return np.zeros(len(digests), bool)
         where = np.searchsorted(index.digests, digests).clip(max=len(index.digests) - 1)
         return np.asarray(index.digests[where] == digests)
+
+    def data_names(self) -> set[str]:
+        """Stems of the data files that a sound index names."""
+        return {self._read_index(name)[0][:40] for name in self._index().names}
 
     def count(self) -> int:
         """Number of images with a value."""
@@ -135,15 +142,18 @@ class Items:
         rows = _rows(digests)
         data = save({"digest": np.ascontiguousarray(rows), "value": np.ascontiguousarray(values)})
         sha = hashlib.sha256(data)
-        write_once(self.folder / f"{sha.hexdigest()[:40]}.data", data)
+        path = self.folder / f"{sha.hexdigest()[:40]}.data"
+        if not write_once(path, data) and path.read_bytes() != data:
+            write_atomic(path, data)
         tail = sha.digest() + rows.tobytes()
         content = hashlib.sha256(tail).digest() + tail
-        names = self._index_names()
-        number = int(names[-1].split(".")[0]) + 1 if names else 0
+        taken = [int(n.split(".")[0]) for n in os.listdir(self.folder) if n.endswith((".index", ".bad"))]
+        number = max(taken, default=-1) + 1
         while not write_once(self.folder / f"{number:08d}.index", content):
             number += 1
 
-    def _read_data(self, name: str) -> np.ndarray:
+    def _read_data(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Digests ``[N] S32`` and values ``[N, ...]`` of a segment, checked."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -157,7 +167,7 @@ class Items:
             raise ValueError(str(error)) from error
         if not np.array_equal(content["digest"], rows):
             raise ValueError("data belongs to other images")
-        return content["value"]
+        return _from_rows(rows), content["value"]
 
     def _fill(self, digests: np.ndarray, take: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
         """Call ``take(positions, values)`` for every segment that holds some of the images; mask of those found.
@@ -168,18 +178,24 @@ class Items:
             index = self._index()
             found = self.stored(digests)
             where = np.flatnonzero(found)
+            if len(where) == 0:
+                return found
             at = np.searchsorted(index.digests, digests[where])
             order = np.argsort(index.segment[at], kind="stable")
             where, at = where[order], at[order]
             segments, starts = np.unique(index.segment[at], return_index=True)
             for segment, low, high in zip(segments, starts, [*starts[1:], len(at)], strict=True):
                 name = index.names[segment]
+                rows = index.row[at[low:high]]
                 try:
-                    values = self._read_data(name)
+                    there, values = self._read_data(name)
                 except (ValueError, OSError) as error:
                     self._set_aside(name, str(error))
                     break
-                take(where[low:high], values[index.row[at[low:high]]])
+                if rows.max() >= len(there) or not np.array_equal(there[rows], digests[where[low:high]]):
+                    self._cached = None  # the store was mended and collected under our feet: look again
+                    break
+                take(where[low:high], values[rows])
             else:
                 return found
 
@@ -218,31 +234,41 @@ class Items:
 
 
 class Store:
-    """A store folder; made on first use.
+    """A store folder; made on first use, unless it is to be ``read_only`` (then an absent one is an empty one).
 
     Raises:
         StoreError: the folder cannot be made or written, or was written by another format version.
     """
 
-    def __init__(self, root: Path, warn: Warn | None = None) -> None:
+    def __init__(self, root: Path, warn: Warn | None = None, *, read_only: bool = False) -> None:
         self.root = root
         self._warn: Warn = warn or (lambda text: None)
         self._items: dict[str, Items] = {}
         marker = root / "format.json"
+        another = "name another folder with --store"
+        if root.exists() and not root.is_dir():
+            raise StoreError("this is a file, and no store", where=root, fix=another)
+        if not marker.exists() and root.is_dir():
+            others = [n for n in os.listdir(root) if not n.startswith(".tmp-") and n != marker.name]
+            # looked for once more: another process may just have made this store, its marker first
+            if others and not marker.exists():
+                raise StoreError("folder is not empty and is no store", where=root, fix=another)
+        if not read_only:
+            what = {"format": FORMAT, "what": "blades-bench store; safe to delete, then recomputed"}
+            write_once(marker, to_json(what))
+            if not os.access(root, os.W_OK):
+                raise StoreError("store is not writable", where=root, fix=another)
         if marker.exists():
-            found = json.loads(marker.read_text()).get("format")
-            if found != FORMAT:
-                raise StoreError(
-                    f"store has format {found}, this version reads {FORMAT}", where=root, fix="use --store"
-                )
-        elif root.exists() and any(root.iterdir()):
-            raise StoreError("folder is not empty and is no store", where=root, fix="name another folder with --store")
-        else:
-            write_once(
-                marker, to_json({"format": FORMAT, "what": "blades-bench store; safe to delete, then recomputed"})
-            )
-        if not os.access(root, os.W_OK):
-            raise StoreError("store is not writable", where=root, fix="name another folder with --store")
+            self._check_format(marker, another)
+
+    def _check_format(self, marker: Path, fix: str) -> None:
+        try:
+            document = json.loads(marker.read_text())
+            found = document["format"]
+        except (ValueError, KeyError, TypeError):
+            raise StoreError("the store's format.json is damaged", where=marker, fix=fix) from None
+        if found != FORMAT:
+            raise StoreError(f"store has format {found}, this version reads {FORMAT}", where=self.root, fix=fix)
 
     def items(self, key: str) -> Items:
         """Per-image values under a key."""
@@ -292,13 +318,14 @@ class Store:
         """Store a fitted head; the first writer wins."""
         final = self.root / "heads" / key
         temporary = self.root / "heads" / f".tmp-{uuid.uuid4().hex}"
-        write_head(temporary, arrays, meta)
         try:
+            write_head(temporary, arrays, meta)
             temporary.rename(final)
-        except OSError:
-            shutil.rmtree(temporary)
+        except OSError as error:
             if not final.is_dir():
-                raise
+                raise StoreError(f"cannot store a fitted head: {error.strerror}", where=final) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     # blobs ---------------------------------------------------------------------------------------------------------
 

@@ -26,19 +26,32 @@ def _size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
+def _kind(described: Path) -> str:
+    """What the description beside a key says it is; ``?`` where it says nothing that can be read."""
+    try:
+        return str(json.loads(described.read_text())["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "?"
+
+
+def _heads(store: Store) -> list[Path]:
+    """Folders of stored heads, without temporary ones and those set aside."""
+    heads = store.root / "heads"
+    found = sorted(heads.iterdir()) if heads.is_dir() else []
+    return [folder for folder in found if not folder.name.startswith(".") and ".bad" not in folder.name]
+
+
 def listing(store: Store) -> list[Listing]:
     """Everything in the store: per-image results with counts, heads, trained weights; largest first."""
     rows = []
     for key in store.item_keys():
         folder = store.root / "items" / key
-        described = folder / "key.json"
-        kind = json.loads(described.read_text()).get("kind", "?") if described.exists() else "?"
-        rows.append(Listing(kind, key, store.items(key).count(), _size(folder), folder.stat().st_mtime))
-    heads = store.root / "heads"
-    for folder in sorted(heads.iterdir()) if heads.is_dir() else ():
+        count = store.items(key).count()
+        rows.append(Listing(_kind(folder / "key.json"), key, count, _size(folder), folder.stat().st_mtime))
+    for folder in _heads(store):
         rows.append(Listing("head", folder.name, 0, _size(folder), folder.stat().st_mtime))
     blobs = store.root / "blobs"
-    for path in sorted(blobs.iterdir()) if blobs.is_dir() else ():
+    for path in sorted(blobs.glob("*.safetensors")) if blobs.is_dir() else ():
         rows.append(Listing("weights", path.stem, 0, path.stat().st_size, path.stat().st_mtime))
     return sorted(rows, key=lambda r: -r.bytes)
 
@@ -50,9 +63,8 @@ def verify(store: Store) -> list[str]:
     faults = []
     for key in list(store.item_keys()):
         faults += store.items(key).verify()
-    heads = store.root / "heads"
-    for folder in sorted(heads.iterdir()) if heads.is_dir() else ():
-        if not folder.name.startswith(".") and ".bad" not in folder.name and store.head(folder.name) is None:
+    for folder in _heads(store):
+        if store.head(folder.name) is None:
             faults.append(f"heads/{folder.name}: damaged")
     blobs = store.root / "blobs"
     for path in sorted(blobs.glob("*.safetensors")) if blobs.is_dir() else ():
@@ -79,14 +91,13 @@ def collect(store: Store, unused_days: float | None = None, dry_run: bool = Fals
     doomed: list[Path] = [p for p in store.root.rglob("*") if _is_debris(p, now)]
     for key in store.item_keys():
         folder = store.root / "items" / key
-        items = store.items(key)
-        named = {items._read_index(n)[0][:40] for n in items._index_names() if (folder / n).exists()}
+        named = store.items(key).data_names()
         doomed += [p for p in folder.glob("*.data") if p.stem not in named and now - p.stat().st_mtime > 3600]
         if unused_days is not None and now - folder.stat().st_mtime > unused_days * 86400:
             doomed.append(folder)
-    heads = store.root / "heads"
-    if unused_days is not None and heads.is_dir():
-        doomed += [f for f in heads.iterdir() if now - f.stat().st_mtime > unused_days * 86400]
+    if unused_days is not None:
+        old = [*_heads(store), *(store.root / "blobs").glob("*.safetensors")]
+        doomed += [p for p in old if now - p.stat().st_mtime > unused_days * 86400]
     doomed = [p for p in dict.fromkeys(doomed) if not any(parent in doomed for parent in p.parents)]
     total = sum(_size(p) if p.is_dir() else p.stat().st_size for p in doomed)
     if not dry_run:
