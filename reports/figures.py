@@ -51,7 +51,7 @@ def save_figures(
     ordered = [by_name[name] for name in generator_order(list(by_name))]
     out = []
     for scores in ordered:
-        figure = roc_figure(scores, stamps)
+        figure = roc_figure(scores, stamps, _marks(record, scores.name))
         caption = f"ROC curves on {display_name(scores.name)}"
         out.append((_save(figure, folder / file_name("roc", scores.name)), caption))
     rows = [name for name in record["detectors"] if ordered and name in ordered[0].detectors]
@@ -61,8 +61,21 @@ def save_figures(
     return out
 
 
-def roc_figure(scores: SetScores, stamps: Sequence[str]) -> Figure:
-    """The ROC curves of every row on one test set; the audit's is grey and says what it is."""
+def _marks(record: Mapping[str, Any], test_set: str) -> dict[str, str]:
+    """What a legend must add to a row: random weights, or † where it was trained on this generator."""
+    marks = {}
+    for name, entry in record["detectors"].items():
+        marks[name] = " (RANDOM WEIGHTS)" if entry.get("random_weights") else ""
+        marks[name] += " †" if test_set in (entry.get("seen") or ()) else ""
+    return marks
+
+
+def roc_figure(scores: SetScores, stamps: Sequence[str], marks: Mapping[str, str]) -> Figure:
+    """The ROC curves of every row on one test set; the audit's is grey and says what it is.
+
+    Args:
+        marks: row → what its legend must add (random weights, † = trained on this generator).
+    """
     figure, axes = _figure(1, 1, (5.6, 5.2), stamps)
     ax = axes[0]
     ax.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
@@ -78,7 +91,7 @@ def roc_figure(scores: SetScores, stamps: Sequence[str]) -> Figure:
             label = f"{AUDIT} (audit, not a detector): {auc:.3f}"
         else:
             style = {"color": COLOURS[drawn % len(COLOURS)], "linestyle": LINES[drawn // len(COLOURS) % len(LINES)]}
-            label = f"{label_of(name)}: {auc:.3f}"
+            label = f"{label_of(name)}{marks.get(name, '')}: {auc:.3f}"
             drawn += 1
         ax.plot(roc.fpr, roc.tpr, label=_plain_text(label), **style)
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
@@ -100,9 +113,14 @@ def histogram_figure(name: str, sets: Sequence[SetScores], stamps: Sequence[str]
     figure, axes = _figure(rows, columns, (3.4 * columns + 0.4, 2.5 * rows + 0.7), stamps)
     for ax, scores in zip(axes, sets, strict=False):
         _histogram(ax, scores, scores.detectors.index(name))
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=7)
     for ax in axes[len(sets) :]:
         ax.set_visible(False)
-    figure.suptitle(_plain_text(f"{label_of(name)}: scores (higher = more likely generated)"), fontsize=10)
+    figure.suptitle(
+        _plain_text(f"{label_of(name)}: scores, higher = more likely generated; the outer 0.5 % at the edges"),
+        fontsize=9,
+    )
     return figure
 
 
@@ -126,7 +144,6 @@ def _histogram(ax: Any, scores: SetScores, d: int) -> None:
     line = threshold[~np.isnan(threshold)]
     if len(line) and edges[0] <= line[0] <= edges[-1]:
         ax.axvline(float(line[0]), color="black", linewidth=1, linestyle="--", label="threshold")
-    ax.legend(fontsize=6)
 
 
 def _edges(score: NDArray[np.float64]) -> NDArray[np.float64] | None:

@@ -160,7 +160,12 @@ def demo_run(tmp_path: Path) -> FakeRun:
         "blades-oc": detector("blades-oc"),
         "blades-bc": detector("blades-bc", seen=["convgan"]),
         "noise_<b>": detector("noise", random_weights=True),
-        "eal": detector("eal", status="missing", message="weights: wrapper_75_new.pth is not there\nput it in pretrained/"),
+        "eal": detector(
+            "eal",
+            status="missing",
+            threshold=None,
+            message="weights: wrapper_75_new.pth is not there\nput it in pretrained/",
+        ),
     }
     accuracy = {
         "blades-oc": {"convgan": 0.8, "vqae": 0.7},
