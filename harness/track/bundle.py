@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.api.errors import DataError
-from harness.api.yamlsafe import load_yaml
 
 ARTIFACT_FOLDERS = ("tables", "figures")
 ARTIFACT_FILES = ("scores.parquet", "cells.parquet", "metrics.csv", "comparisons.csv", "record.json", "report.html",
                   "suite.resolved.yaml")  # fmt: skip
 
+RECORD_KEYS = ("suite", "profile", "protocol", "run_id", "detectors", "manifest_sha256")
 OUTCOME_KEYS = ("status", "message", "traceback", "random_weights", "seen", "published_row", "threshold")
 """Keys of a detector's entry in record.json that say how it ended: tags (the threshold a metric), no parameters."""
 
@@ -30,33 +30,31 @@ class Bundle:
 
     folder: Path
     record: Mapping[str, Any]
-    suite_rows: Mapping[str, Any]
     metric_rows: Sequence[Mapping[str, str]]
     datasets: Sequence[tuple[str, str, str, str]]
     fingerprint: str
 
     @classmethod
     def read(cls, folder: Path) -> Bundle:
-        for name in ("record.json", "metrics.csv", "manifest.parquet", "cells.parquet", "suite.resolved.yaml"):
+        for name in ("record.json", "metrics.csv", "cells.parquet"):
             if not (folder / name).is_file():
                 raise DataError(f"not a finished run: {name} is missing", where=folder, fix="run the suite again")
         try:
             record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
             with (folder / "metrics.csv").open(newline="", encoding="utf-8") as handle:
                 rows = list(csv.DictReader(handle))
-            needed = [k for k in ("suite", "profile", "protocol", "run_id", "detectors") if k not in record]
+            needed = [k for k in RECORD_KEYS if k not in record]
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"unreadable run folder: {error}", where=folder) from error
         if needed:
             raise DataError(f"record.json lacks {', '.join(needed)}", where=folder / "record.json")
         if not re.fullmatch(r"[\w.:+-]{1,200}", str(record["run_id"])):
             raise DataError(f"run id {record['run_id']!r} has characters it cannot have", where=folder / "record.json")
-        suite_rows = load_yaml(folder / "suite.resolved.yaml").get("detectors") or {}
-        datasets = _datasets(folder, f"{record['suite']}-{record['profile']}")
+        datasets = _datasets(folder, f"{record['suite']}-{record['profile']}", str(record["manifest_sha256"]))
         files = [p for p in sorted(folder.rglob("*")) if p.is_file() and _logged(p.relative_to(folder))]
         marks = [f"{p.relative_to(folder).as_posix()} {_file_digest(p)}" for p in files]
         digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()
-        return cls(folder, record, suite_rows, rows, datasets, digest)
+        return cls(folder, record, rows, datasets, digest)
 
     @property
     def suite(self) -> str:
@@ -98,15 +96,14 @@ class Bundle:
         return ms[0], ms[1]
 
     def params_of(self, detector: str | None) -> dict[str, str]:
-        """Parameters of a detector's child: its row of the suite, its weights, the protocol; None: the parent's."""
+        """Parameters of a detector's child: its options, its weights, the protocol; None: the parent's."""
         if detector is None:
             return flat(
                 {k: self.record[k] for k in ("profile", "protocol", "reference", "bootstrap") if k in self.record}
             )
         entry = self.record["detectors"].get(detector, {})
         known = {k: v for k, v in entry.items() if k not in OUTCOME_KEYS}
-        row = self.suite_rows.get(detector) or {}
-        return flat({"detector": known, "suite": row, "protocol": self.record["protocol"]})
+        return flat({"detector": known, "protocol": self.record["protocol"]})
 
     def means(self) -> dict[str, float]:
         """The mean over generators of each metric of each detector, and the timings, for the parent run."""
@@ -126,8 +123,7 @@ class Bundle:
         commit = environment.get("git_commit") or "unknown"
         dirty = {True: "true", False: "false"}.get(environment.get("git_dirty"), "unknown")
         shared = {
-            "profile": str(self.record["profile"]), "manifest": self.datasets[0][1],
-            "manifest_sha256": str(self.record.get("manifest_sha256", "")),
+            "profile": str(self.record["profile"]), "manifest": str(self.record["manifest_sha256"]),
             "stamps": "; ".join(map(str, self.record.get("stamps", []))) or "none",
             "protocol": json.dumps(self.record["protocol"], sort_keys=True),
             "protocol_base": str(self.record.get("protocol_base", "")),
@@ -140,7 +136,7 @@ class Bundle:
         else:
             entry = self.record["detectors"].get(detector)
             shared["audit"] = str(entry is None).lower()
-            for key in OUTCOME_KEYS:
+            for key in OUTCOME_KEYS[:-1]:
                 if entry is not None and entry.get(key) not in (None, ""):
                     shared[key] = entry[key] if isinstance(entry[key], str) else json.dumps(entry[key])
         return {k: bounded(v, 5000) for k, v in shared.items()}
@@ -154,18 +150,16 @@ class Bundle:
         )
 
 
-def _datasets(folder: Path, name: str) -> list[tuple[str, str, str, str]]:
-    """(name, sha256, source, context) of the manifest and of each test set: of what they hold, not of the file."""
+def _datasets(folder: Path, name: str, manifest: str) -> list[tuple[str, str, str, str]]:
+    """(name, sha256, source, context) of the manifest and of each test set, the latter of what it holds."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        keys = ["sha256", "label", "generator", "dataset", "split"]
-        manifest = pq.read_table(folder / "manifest.parquet", columns=keys)
         cells = pq.read_table(folder / "cells.parquet", columns=["test_set", "sha256", "label", "generator"])
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"unreadable table: {error}", where=folder) from error
-    found = [(f"{name} manifest", _content_digest(manifest.to_pylist()), "manifest.parquet", "manifest")]
+        raise DataError(f"unreadable table: {error}", where=folder / "cells.parquet") from error
+    found = [(f"{name} manifest", manifest, "manifest.parquet", "manifest")]
     by_set: dict[str, list[dict[str, Any]]] = {}
     for row in cells.to_pylist():
         by_set.setdefault(row["test_set"], []).append(row)
@@ -202,12 +196,14 @@ def bounded(text: str, limit: int) -> str:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested JSON as dotted names with text values, bounded to what MLflow takes."""
+    """Nested JSON as dotted names with text values, bounded to what MLflow takes; nulls are left out."""
     out: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{safe(str(key))}"
         if isinstance(item, Mapping):
             out |= flat(item, f"{name}.")
+        elif item is None:
+            continue
         else:
             out[name[:250]] = bounded(item if isinstance(item, str) else json.dumps(item), 5000)
     return out

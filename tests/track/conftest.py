@@ -41,22 +41,27 @@ def write_run(folder: Path, run_id: str = "20261120-101010-abcd", **record_chang
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     (folder / "suite.resolved.yaml").write_text("detectors:\n  blades-oc:\n    components: 4\n  blades-bc: {}\n")
+    oc = {"name": "blades-oc", "options": {"components": 4}, "weights": {"weights": "f" * 64}, "threshold": 1.25}
+    bc = {"name": "blades-bc", "status": "missing", "message": "BC.pth is missing", "seen": ["stylegan2"]}
     record = {
-        "suite": "cross_generator", "suite_version": 1, "title": "Cross-generator", "tables": [], "profile": "demo",
         "run_id": run_id,
-        "protocol_base": "clean", "protocol": {"threshold": "held_out", "ranking_scale": 2.0},
+        "suite": "cross_generator",
+        "suite_version": 1,
+        "title": "Cross-generator",
+        "profile": "demo",
+        "started": "2026-11-20T10:10:10+00:00",
+        "finished": "2026-11-20T10:10:20+00:00",
+        "protocol_base": "clean",
+        "protocol": {"threshold": "held_out", "ranking_scale": 2.0},
         "stamps": ["DEMO: embedded corpus, not the paper's data"],
-        "detectors": {
-            "blades-oc": {"name": "blades-oc", "weights": {"weights": "f" * 64}, "status": "ok", "message": "",
-                          "random_weights": False, "seen": [], "threshold": 1.25},
-            "blades-bc": {"name": "blades-bc", "weights": {}, "status": "missing", "message": "BC.pth is missing",
-                          "random_weights": False, "seen": ["stylegan2"]},
-        },
-        "started": "2026-11-20T10:10:10+00:00", "finished": "2026-11-20T10:10:20+00:00",
-        "reference": "blades-oc", "bootstrap": {"n": 2000, "seed": 2024}, "skipped_images": 0,
+        "detectors": {"blades-oc": oc, "blades-bc": bc},
+        "reference": "blades-oc",
+        "bootstrap": {"n": 2000, "seed": 2024},
+        "tables": [],
+        "manifest_sha256": "a" * 64,
         "environment": {"git_commit": "c" * 40, "git_dirty": True},
-        "timings": {"extract": 1.5}, "failures": [],
-    } | record_changes  # fmt: skip
+        "timings": {"extract": 1.5},
+    } | record_changes
     (folder / "record.json").write_text(Record.model_validate(record).model_dump_json())
     return folder
 
