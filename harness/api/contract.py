@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from harness.api.errors import ConfigError, ProtocolError
+from harness.api.errors import ConfigError, HarnessError, PluginError, ProtocolError
 from harness.api.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -308,11 +308,18 @@ class Chain:
 
         Raises:
             ConfigError: a stage of the wrong kind, or a slot that ``weights_files`` does not name.
+            PluginError: the detector fails while it builds a stage.
         """
-        chain = cls(
-            detector.preprocess(), tuple(detector.transforms()), detector.extractor(), detector.head(),
-            detector.threshold(), detector.weights_files,
-        )  # fmt: skip
+        try:
+            chain = cls(
+                detector.preprocess(), tuple(detector.transforms()), detector.extractor(), detector.head(),
+                detector.threshold(), detector.weights_files,
+            )  # fmt: skip
+        except HarnessError:
+            raise
+        except Exception as error:  # a plugin can fail in any way; the culprit must be named
+            what = f"detector {detector.name!r} fails to build its stages: {type(error).__name__}: {error}"
+            raise PluginError(what, where=type(detector).__module__) from error
         kinds: tuple[tuple[Stage, type[Stage]], ...] = (
             (chain.preprocess, Preprocess),
             (chain.extractor, Extractor),

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.api.contract import Detector, Facts
-from harness.api.errors import ConfigError, PluginError
+from harness.api.errors import ConfigError, HarnessError, PluginError
 from harness.api.protocol import Protocol
 
 GROUP = "harness.detectors"
@@ -119,4 +119,10 @@ def make_detector(name: str, options: Mapping[str, Any] | None = None, protocol:
         raise ConfigError(
             f"detector {name!r}, option {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})"
         ) from None
-    return cls(typed, protocol)
+    try:
+        return cls(typed, protocol)
+    except HarnessError:
+        raise
+    except Exception as error:  # a plugin can fail in any way; the culprit must be named
+        what = f"detector {name!r} cannot be made: {type(error).__name__}: {error}"
+        raise PluginError(what, where=cls.__module__) from error

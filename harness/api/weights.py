@@ -37,6 +37,8 @@ class ResolvedWeights:
         """
         if self.path is None:
             raise WeightsError("these weights are random: there is no file to read", where=self.label)
+        if self.kind == "file" and file_digest(self.path) != self.identity:
+            raise WeightsError("the weights file changed since the run was planned", where=self.path, fix="run again")
         return read_tensors(self.path)
 
 

@@ -67,7 +67,8 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "not YAML"
         fix = "indent with spaces, not tabs" if "\\t" in str(error) or "\t" in text else None
         raise ConfigError(f"cannot read the YAML: {problem}", where=f"{where}{line}", fix=fix) from None
-    except (RecursionError, ValueError) as error:
+    except (RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # what PyYAML raises on values that do not suit their tag, `!!int ""` for one
         raise ConfigError(f"cannot read the YAML: {type(error).__name__}: {error}", where=where) from None
     if not isinstance(content, dict):
         raise ConfigError(f"the file holds a {type(content).__name__}, not a mapping", where=where)
