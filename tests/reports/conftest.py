@@ -41,12 +41,12 @@ class FakeRun:
             generated = [(_sha(f"{name} {i}"), 1, name) for i in range(self.images)]
             cells += [(name, *image) for image in photographs + generated]
         for row, wanted in self.accuracy.items():
-            kept = int(round(np.mean(list(wanted.values())) * self.images))
+            kept = round(float(np.mean(list(wanted.values()))) * self.images)
             scores += self._scores(row, photographs, self.images - kept)
             for name, share in wanted.items():
                 generated = [(_sha(f"{name} {i}"), 1, name) for i in range(self.images)]
                 # photographs are shared: the generated class carries what accuracy the generator asks for
-                right = int(round(2 * share * self.images)) - kept
+                right = round(2 * share * self.images) - kept
                 scores += self._scores(row, generated, min(self.images, max(0, right)))
         table = pd.DataFrame(scores, columns=[*IMAGE, "detector", "score", "threshold", "prediction"])
         table.astype({"label": "int8", "prediction": "int8"}).to_parquet(self.folder / "scores.parquet")
