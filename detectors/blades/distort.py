@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ def _remap(pixels: np.ndarray, points: np.ndarray, grid: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     places = (_weights(height, width, grid) @ points.astype(np.float32)).reshape(height, width, 2)
     x, y = np.ascontiguousarray(places[..., 0]), np.ascontiguousarray(places[..., 1])
-    return np.asarray(cv2.remap(pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    return np.asarray(cv2.remap(pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101))
 
 
 def _regular(height: int, width: int, grid: int) -> np.ndarray:
@@ -53,8 +54,45 @@ def _regular(height: int, width: int, grid: int) -> np.ndarray:
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
+class View(NamedTuple):
+    """Another look at the same face: a similarity of the plane about the middle, and a gain a channel.
+
+    `matrix [2, 2]` and `offset [2]` (share of the side) map places in the result to places looked up;
+    `gain [3]` multiplies the colours.
+    """
+
+    matrix: np.ndarray
+    offset: np.ndarray
+    gain: np.ndarray
+
+    def places(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Points `[N, 2]` (x, y in pixels) moved as the view says."""
+        middle, side = np.array([width - 1, height - 1]) / 2, np.array([width, height])
+        return (points - middle) @ self.matrix.T + middle + self.offset * side
+
+    def coloured(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels `[H, W, 3]` uint8 with the gain."""
+        values = np.arange(256)[:, None] * self.gain
+        table = np.clip(values + 0.5, 0, 255).astype(np.uint8)
+        return np.asarray(cv2.LUT(pixels, table[None]))
+
+
+def draw_view(rng: np.random.Generator) -> View:
+    """A mirrored or plain face, turned by up to 5°, up to 5 % larger or smaller, moved by up to 3 % of the side,
+    each colour up to about 17 % stronger or weaker."""
+    angle, size = np.deg2rad(rng.uniform(-5, 5)), np.exp(rng.uniform(-0.05, 0.05))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * size
+    mirror = np.diag([rng.choice([-1.0, 1.0]), 1.0])
+    gain = np.exp(rng.uniform(-0.08, 0.08) + rng.uniform(-0.08, 0.08, 3))
+    return View(mirror @ turn, rng.uniform(-0.03, 0.03, 2), gain)
+
+
 def distort_face(
-    pixels: np.ndarray, rng: np.random.Generator, scale: tuple[float, float] = SCALE, grid: int = GRID
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = SCALE,
+    grid: int = GRID,
+    view: View | None = None,
 ) -> np.ndarray:
     """The image warped by a piecewise affine map: same shape and dtype, drawn from `rng` alone.
 
@@ -63,9 +101,11 @@ def distort_face(
     the map is affine a triangle, the lookup bilinear.
 
     Args:
-        pixels: `[H, W, 3]` or `[H, W]`, uint8 or float32.
+        pixels: `[H, W, 3]` uint8.
         scale: least and greatest deviation, as a share of the side.
         grid: points a side.
+        view: a further map after the warp, in the same single lookup; mirrors the surroundings where it
+            looks outside the image.
 
     Source: METHOD "Manipulations" (negative `_3` of AIGFD_BLO at 5f26ede: imgaug PiecewiseAffine, 0.04–0.05,
     default 4 × 4 points). *Deviation*: the diagonal of a cell is fixed, where imgaug takes a Delaunay
@@ -74,14 +114,20 @@ def distort_face(
     height, width = pixels.shape[:2]
     deviation = rng.uniform(*scale)
     moved = _regular(height, width, grid) + rng.normal(0, deviation, (grid * grid, 2)) * (width, height)
-    return _remap(pixels, np.clip(moved, 0, (width - 1, height - 1)), grid)
+    return _seen(pixels, np.clip(moved, 0, (width - 1, height - 1)), grid, view)
 
 
-def shift_face(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shift_face(pixels: np.ndarray, rng: np.random.Generator, view: View | None = None) -> np.ndarray:
     """The image moved by a draw of at most half a pixel in x and y: the warp's interpolation without a warp.
 
     What photographs go through where the resampling of a distorted face must not give it away (FIDELITY
-    `resample_photographic`). Shapes and dtypes as in `distort_face`.
+    `resample_photographic`). Arguments and result as in `distort_face`.
     """
     height, width = pixels.shape[:2]
-    return _remap(pixels, _regular(height, width, 2) + rng.uniform(-0.5, 0.5, 2), 2)
+    return _seen(pixels, _regular(height, width, 2) + rng.uniform(-0.5, 0.5, 2), 2, view)
+
+
+def _seen(pixels: np.ndarray, points: np.ndarray, grid: int, view: View | None) -> np.ndarray:
+    if view is None:
+        return _remap(pixels, points, grid)
+    return view.coloured(_remap(pixels, view.places(points, *pixels.shape[:2]), grid))

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from detectors.blades.config import EncoderConfig
-from detectors.blades.distort import distort_face, shift_face
+from detectors.blades.distort import View, distort_face, draw_view, shift_face
 from detectors.blades.encoder import JointEncoder
 from detectors.blades.losses import task_losses
 from detectors.blades.prompts import compact_vocabulary, prompt_tokens
@@ -27,6 +27,7 @@ from harness.api.protocol import Protocol
 from harness.api.training import TrainingImages, TrainStep, epoch_order, stream
 
 EVALUATION_SEED = 2024
+PIXELS_KEPT = 256 * 2**20  # bytes of photographs kept decoded between epochs
 
 
 class JointSettings(BaseModel):
@@ -39,6 +40,10 @@ class JointSettings(BaseModel):
         work_size: side in pixels that a face is brought to, distorted at, and brought back from.
         pairing: `independent`: a batch is that many photographs, every second one distorted. `twins`: half as many,
             each beside its own distortion.
+        augment: each photograph is seen in another view each epoch (`distort.draw_view`: mirrored or not, turned,
+            scaled, moved, recoloured), its twin in the same; photographs then go through the distortion's
+            resampling whatever the protocol says. Not in the paper: for corpora of hundreds of faces, which are
+            else learnt by heart.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +53,7 @@ class JointSettings(BaseModel):
     levels: Literal[3, 5] = 3
     work_size: int = Field(default=224, ge=16, le=1024)
     pairing: Literal["independent", "twins"] = "independent"
+    augment: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> JointSettings:
@@ -80,17 +86,21 @@ def _at(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
-def manipulated(pixels: np.ndarray, rng: np.random.Generator, work_size: int = 224) -> np.ndarray:
+def manipulated(
+    pixels: np.ndarray, rng: np.random.Generator, work_size: int = 224, view: View | None = None
+) -> np.ndarray:
     """The face `[H, W, 3]` uint8 with its whole-face distortion, made at `work_size` and brought back to its size.
 
     Source: METHOD "Manipulations" ("made at 224 and stored at 128").
     """
-    return _at(distort_face(_at(pixels, (work_size, work_size)), rng), pixels.shape[:2])
+    return _at(distort_face(_at(pixels, (work_size, work_size)), rng, view=view), pixels.shape[:2])
 
 
-def resampled(pixels: np.ndarray, rng: np.random.Generator, work_size: int = 224) -> np.ndarray:
+def resampled(
+    pixels: np.ndarray, rng: np.random.Generator, work_size: int = 224, view: View | None = None
+) -> np.ndarray:
     """The face through the resampling of `manipulated`, its warp replaced by a shift of at most half a pixel."""
-    return _at(shift_face(_at(pixels, (work_size, work_size)), rng), pixels.shape[:2])
+    return _at(shift_face(_at(pixels, (work_size, work_size)), rng, view), pixels.shape[:2])
 
 
 class BladesJointStep(TrainStep):
@@ -138,6 +148,8 @@ class BladesJointStep(TrainStep):
                 raise ConfigError(f"prompts have {len(vocabulary)} different tokens, the encoder {config.vocab_size}")
         self.tokens = torch.from_numpy(tokens)
         self.device = "cpu"
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
+        self._room = PIXELS_KEPT
 
     def _photographs(self, split: str) -> np.ndarray:
         return np.flatnonzero(np.asarray(self.images.labels.get(split, ())) == PHOTOGRAPHIC)
@@ -184,19 +196,33 @@ class BladesJointStep(TrainStep):
                 masks[task.name] = torch.zeros_like(coarse)
         return JointBatch(inputs, labels, masks, names)
 
+    def _pixels(self, split: str, row: int) -> np.ndarray:
+        pixels = self._kept.get((split, row))
+        if pixels is None:
+            pixels = self.images.read(split, row)
+            if pixels.nbytes <= self._room:
+                self._room -= pixels.nbytes
+                self._kept[split, row] = pixels
+        return pixels
+
     def _draw(self, what: str, split: str, row: int, draw: tuple[int, int]) -> np.random.Generator:
         seed, epoch = draw
         return stream(seed, what, epoch, self.images.digests[split][row])
 
+    def _view(self, split: str, row: int, draw: tuple[int, int]) -> View | None:
+        if split != "train" or not self.settings.augment:
+            return None
+        return draw_view(self._draw("view", split, row, draw))
+
     def _manipulated(self, split: str, row: int, draw: tuple[int, int]) -> np.ndarray:
-        rng = self._draw("distort", split, row, draw)
-        return manipulated(self.images.read(split, row), rng, self.settings.work_size)
+        rng, view = self._draw("distort", split, row, draw), self._view(split, row, draw)
+        return manipulated(self._pixels(split, row), rng, self.settings.work_size, view)
 
     def _photographic(self, split: str, row: int, draw: tuple[int, int]) -> np.ndarray:
-        pixels = self.images.read(split, row)
-        if not self.protocol.resample_photographic:
+        pixels, view = self._pixels(split, row), self._view(split, row, draw)
+        if view is None and not self.protocol.resample_photographic:
             return pixels
-        return resampled(pixels, self._draw("shift", split, row, draw), self.settings.work_size)
+        return resampled(pixels, self._draw("shift", split, row, draw), self.settings.work_size, view)
 
     def names(self, batch: JointBatch) -> Sequence[str]:
         """Digests of the batch's photographs; a distorted one has its photograph's."""
@@ -237,7 +263,7 @@ class BladesJointStep(TrainStep):
             for first in range(0, len(rows), batch_size):
                 part = rows[first : first + batch_size]
                 batch = self._batch("select", part, part, (EVALUATION_SEED, 0)).inputs
-                raw = [self.images.preprocess(self.images.read("select", int(i))) for i in part]
+                raw = [self.images.preprocess(self._pixels("select", int(i))) for i in part]
                 logits = self.encoder.logits(
                     self.encoder.features(torch.cat([batch, torch.stack(raw)]).to(self.device)), text
                 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -150,6 +151,8 @@ def train(
     images_per_second) and ``progress`` (stage ``train``, unit ``steps``) after each step, ``train_end`` (recipe,
     steps, images, seconds, metrics) at the end.
 
+    The next batch is made in a second thread meanwhile; batches are functions of their place, so this moves nothing.
+
     Args:
         step: what is trained; started afresh here.
         recipe: epochs, batch size, optimiser, rate, schedule and seed are read here; the rest built the step.
@@ -163,7 +166,7 @@ def train(
 
     *Deviation*: weight decay is on every parameter, as released (FIDELITY A33), not on matrices alone.
     """
-    with _isolated(recipe.seed, device, threads):
+    with _isolated(recipe.seed, device, threads), ThreadPoolExecutor(1, "batches") as ahead:
         step.start(recipe.seed, device)
         parameters = [p for p in step.parameters() if p.requires_grad]
         per_epoch = step.num_batches(recipe.batch_size)
@@ -173,28 +176,31 @@ def train(
                 where=f"recipe {recipe.recipe}", fix="check the recipe's detector, data and batch size",
             )  # fmt: skip
         optimizer = _optimizer(parameters, recipe)
+        steps, images, begun = recipe.epochs * per_epoch, 0, time.perf_counter()
         history: list[dict[str, Any]] = []
-        images, begun = 0, time.perf_counter()
-        for number in range(recipe.epochs * per_epoch):
-            epoch, index = divmod(number, per_epoch)
-            rate = learning_rate(recipe, epoch)
+
+        def prepared(number: int) -> Future[Any]:
+            return ahead.submit(step.batch, *divmod(number, per_epoch), recipe.batch_size, recipe.seed)
+
+        clock, waiting = begun, prepared(0)
+        for number in range(steps):
+            epoch, rate = number // per_epoch, learning_rate(recipe, number // per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            clock = time.perf_counter()
-            batch = step.batch(epoch, index, recipe.batch_size, recipe.seed)
+            batch = waiting.result()
+            if number + 1 < steps:
+                waiting = prepared(number + 1)
             where = _Where(recipe.recipe, number + 1, epoch + 1)
             loss, losses = _update(step, batch, optimizer, parameters, where)
-            row = {"step": number + 1, "epoch": epoch + 1, "lr": rate, "loss": loss, "losses": losses}
-            history.append(row)
-            size = len(step.names(batch))
-            images += size
-            steps = recipe.epochs * per_epoch
-            rated = size / max(time.perf_counter() - clock, 1e-9)
-            extra = {"recipe": recipe.recipe, "steps": steps, "epochs": recipe.epochs, "images_per_second": rated}
-            emit(Event("train_step", {**row, **extra}))
+            history.append({"step": number + 1, "epoch": epoch + 1, "lr": rate, "loss": loss, "losses": losses})
+            size, before = len(step.names(batch)), clock
+            images, clock = images + size, time.perf_counter()
+            speed = {"images_per_second": size / max(clock - before, 1e-9)}
+            of = {"recipe": recipe.recipe, "steps": steps, "epochs": recipe.epochs}
+            emit(Event("train_step", {**history[-1], **of, **speed}))
             emit(Event("progress", {"stage": "train", "done": number + 1, "total": steps, "unit": "steps"}))
         metrics = step.evaluate()
-        ended = {"recipe": recipe.recipe, "steps": len(history), "images": images, "metrics": metrics}
+        ended = {"recipe": recipe.recipe, "steps": steps, "images": images, "metrics": metrics}
         emit(Event("train_end", {**ended, "seconds": time.perf_counter() - begun}))
         return TrainResult(step.export(), history, metrics)
 
@@ -218,7 +224,7 @@ class SupervisedStep(TrainStep):
     Args:
         module: the network, ``[B, ...]`` to logits, as it is to start from (a copy of its state is kept).
         images: `train` with both labels; `select` for ``evaluate``.
-        preprocess: pixels ``[H, W, 3] uint8`` to a float32 tensor, of one size for all.
+        preprocess: pixels ``[H, W, 3] uint8`` to a float32 tensor, of one size for all; the images' own by default.
         loss: outputs and labels ``[B] int64`` to a scalar; binary cross-entropy on one logit by default.
         rename: the module's tensors to those of the weights file; the same names by default.
 
@@ -230,8 +236,8 @@ class SupervisedStep(TrainStep):
         self,
         module: nn.Module,
         images: TrainingImages,
-        preprocess: Callable[[np.ndarray], Tensor],
         *,
+        preprocess: Callable[[np.ndarray], Tensor] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = binary_loss,
         rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> None:
@@ -241,7 +247,8 @@ class SupervisedStep(TrainStep):
                 f"supervised training needs both classes in `train`; labels there: {sorted(present)}",
                 fix="name generators in the recipe, and photographs in the data",
             )
-        self.module, self.images, self.preprocess = module, images, preprocess
+        self.module, self.images = module, images
+        self.preprocess = preprocess or images.preprocess
         self.loss, self.rename = loss, rename
         self.device = "cpu"
         self._initial = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}

@@ -37,13 +37,15 @@ class TrainingImages:
     """The images a recipe may see, by split (`train`, `outer`, `select`; never `report`).
 
     ``read(split, i)`` gives uint8 pixels ``[H, W, 3]``; ``labels[split]`` int8 ``[N]``; ``generators[split]``
-    names ("" for photographs); ``digests[split]`` the images' sha256, in the order of the split.
+    names ("" for photographs); ``digests[split]`` the images' sha256, in the order of the split. ``preprocess`` is
+    the detector's own, so that an encoder is trained on what it will be given.
     """
 
     read: Callable[[str, int], np.ndarray]
     labels: Mapping[str, np.ndarray]
     generators: Mapping[str, Sequence[str]]
     digests: Mapping[str, Sequence[str]]
+    preprocess: Callable[[np.ndarray], Tensor]
 
     def count(self, split: str) -> int:
         """Number of images in a split (0 for a split that is not there)."""
@@ -68,7 +70,8 @@ class TrainStep(ABC):
 
     @abstractmethod
     def batch(self, epoch: int, index: int, batch_size: int, seed: int) -> Any:
-        """Batch ``index`` of an epoch: a function of its arguments alone, whatever came before."""
+        """Batch ``index`` of an epoch: a function of its arguments alone, whatever came before. The trainer asks for
+        the next one from a second thread, so nothing that training changes may be read."""
 
     @abstractmethod
     def names(self, batch: Any) -> Sequence[str]:

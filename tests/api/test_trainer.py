@@ -196,7 +196,7 @@ def images(count: int = 48, labels: list[int] | None = None) -> TrainingImages:
 
     names = {split: [f"{split}{i}" for i in range(len(truth))] for split in ("train", "select")}
     generators = {split: ["stripes" if label else "" for label in truth] for split in names}
-    return TrainingImages(read, dict.fromkeys(names, truth), generators, names)
+    return TrainingImages(read, dict.fromkeys(names, truth), generators, names, to_tensor)
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -215,7 +215,7 @@ def network(outputs: int = 1) -> nn.Module:
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_supervised_step_learns_from_labels_and_repeats_itself(outputs: int) -> None:
     loss = {} if outputs == 1 else {"loss": nn.functional.cross_entropy}
-    step = SupervisedStep(network(outputs), images(), to_tensor, **loss)
+    step = SupervisedStep(network(outputs), images(), **loss)
     used = recipe(epochs=15, batch_size=16, lr=0.02)
     first, second = train(step, used), train(step, used)
     assert first.metrics["accuracy"] > 0.9
@@ -225,7 +225,7 @@ def test_supervised_step_learns_from_labels_and_repeats_itself(outputs: int) -> 
 
 def test_supervised_export_is_the_trained_module_renamed() -> None:
     module = network()
-    step = SupervisedStep(module, images(), to_tensor, rename=lambda t: {f"model.{k}": v for k, v in t.items()})
+    step = SupervisedStep(module, images(), rename=lambda t: {f"model.{k}": v for k, v in t.items()})
     result = train(step, recipe(epochs=1, batch_size=16))
     assert result.tensors.keys() == {f"model.{k}" for k in module.state_dict()}
     assert torch.equal(result.tensors["model.6.weight"], module.state_dict()["6.weight"])
@@ -233,13 +233,13 @@ def test_supervised_export_is_the_trained_module_renamed() -> None:
 
 def test_supervised_training_on_one_class_is_refused() -> None:
     with pytest.raises(DataError, match="both classes"):
-        SupervisedStep(network(), images(labels=[1] * 8), to_tensor)
+        SupervisedStep(network(), images(labels=[1] * 8))
 
 
 def test_supervised_images_of_different_sizes_are_refused_by_name() -> None:
     base = images()
     odd = TrainingImages(
-        lambda s, i: base.read(s, i)[: 12 - i % 2], base.labels, base.generators, base.digests
+        lambda s, i: base.read(s, i)[: 12 - i % 2], base.labels, base.generators, base.digests, to_tensor
     )  # fmt: skip
     with pytest.raises(DataError, match=r"differ in size(.|\n)*train"):
-        train(SupervisedStep(network(), odd, to_tensor), recipe())
+        train(SupervisedStep(network(), odd), recipe())
