@@ -69,6 +69,24 @@ class Critic(nn.Module):
         return self.layers(images)
 
 
+class ConvEncoder(nn.Module):
+    """64-pixel pictures to mean and log variance `[B, 96]` of `ConvGan`'s latents; needed in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (32, 64, 112, 160)
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise((3, *widths)))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.last = nn.Linear(widths[-1] * 16, 2 * ConvGan.latent)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = images
+        for down, norm in zip(self.downs, self.norms, strict=True):
+            x = functional.leaky_relu(norm(down(x)), 0.2)
+        mean, spread = self.last(x.flatten(1)).float().chunk(2, 1)
+        return mean, spread.clamp(-8, 4)
+
+
 class VqAutoencoder(nn.Module):
     """An autoencoder whose 8x8 latents come from a code book, and a recurrent prior over the codes.
 

@@ -94,7 +94,7 @@ def _eye(
     crease = np.exp(-0.5 * ((y - lid + 0.24) / 0.07) ** 2) * smooth_step(1.15 - np.abs(x), 0, 0.3)
     bag = np.exp(-0.5 * ((y - low - 0.22) / 0.10) ** 2) * smooth_step(1.0 - np.abs(x), 0, 0.4)
     albedo = albedo * (1 - 0.38 * crease - 0.13 * bag)
-    gaze = 0.10 * np.sin(face.texture_seed)
+    gaze = 0.10 * float(np.sin(face.texture_seed))
     round_eye = np.sqrt((x - gaze) ** 2 + (y + 0.04) ** 2)
     white = np.array([0.66, 0.62, 0.58], np.float32)[:, None] * (1 - 0.30 * x * x - 0.30 * smooth_step(y - lid, 0.2, 0))
     rim = smooth_step(round_eye, 0.28, 0.40)

@@ -85,7 +85,7 @@ def _sample(texture: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 def _direction(q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Length and stereographic `(s, t)` of the points `q` `[3, N]`; directions behind the head are clipped."""
-    length = np.sqrt(np.einsum("kn,kn->n", q, q))
+    length = np.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2])
     below = np.maximum(length + q[2], 0.02 * length)
     return length, np.clip(q[0] / below, -3, 3), np.clip(q[1] / below, -3, 3)
 
@@ -187,13 +187,12 @@ def background(setting: Setting, size: int) -> np.ndarray:
     base, other = (_muted(rng.uniform(0.02, 0.75, 3)) * rng.uniform(0.2, 1.0) for _ in range(2))
     angle = rng.uniform(0, np.pi)
     blend = np.clip(0.5 + 0.9 * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)), 0, 1)[..., None]
-    image = base * (1 - blend) + other * blend
+    image = (base * (1 - blend) + other * blend).astype(np.float32)
     kind = rng.integers(4)
     if kind == 1:
         stripe = np.sin((x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(20, 90) + rng.uniform(0, 6))
         image = image * (1 + rng.uniform(0.1, 0.4) * stripe[..., None])
     if kind >= 2:
-        image = image.astype(np.float32)
         for _ in range(int(rng.integers(6, 22))):
             centre = rng.integers(0, size, 2)
             colour = tuple(float(c) for c in _muted(rng.uniform(0.0, 0.9, 3)) * rng.uniform(0.1, 1.0))
