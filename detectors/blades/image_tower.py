@@ -6,7 +6,6 @@ neither the text tower nor the losses, and reaches the training code by name onl
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -52,6 +51,7 @@ class BladesImageTower(Extractor):
     encoder: str = "paper"
 
     slots: ClassVar[tuple[str, ...]] = ("weights",)
+    trained_by: ClassVar[str | None] = "detectors.blades.joint:BladesJointStep"
 
     @property
     def config(self) -> EncoderConfig:
@@ -88,6 +88,5 @@ class BladesImageTower(Extractor):
 
     def train_step(self, settings: Mapping[str, Any], images: TrainingImages, protocol: Protocol) -> TrainStep:
         """Joint training with the text tower: `detectors.blades.joint.BladesJointStep`."""
-        # by name, not by an import statement: the key of features follows imports, and training changes none
-        joint = importlib.import_module("detectors.blades.joint")
-        return joint.BladesJointStep(self.config, settings, images, protocol)
+        make: Callable[..., TrainStep] = self.step_class()
+        return make(self.config, settings, images, protocol)
