@@ -92,14 +92,22 @@ def compare(run_dir: str | Path, table: str | None = None) -> Comparison:
         ConfigError: no such table, or a tolerance that cannot be meant.
         DataError: no run folder.
     """
-    run = read_run(Path(run_dir))
+    return compare_inputs(read_run(Path(run_dir)), table)
+
+
+def compare_inputs(run: RunInputs, table: str | None = None, *, sets: Sequence[SetScores] | None = None) -> Comparison:
+    """`compare` for a run that was read already; `sets`: its joined scores, if they are at hand.
+
+    Raises:
+        ConfigError: as `compare`.
+    """
     specs = _specs(run.record, table)
     rows: list[ComparedNumber] = []
     if run_reason(run.record) or not any(spec.get("published") for spec in specs):
         samples: dict[str, NDArray[np.float64]] = {}
-        sets: list[SetScores] = []
+        sets = []
     else:
-        sets = join_scores(run.scores, run.cells)
+        sets = join_scores(run.scores, run.cells) if sets is None else sets
         stop = int(run.record["bootstrap"].get("n", DEFAULT_RESAMPLES))
         samples = replicates(sets, seed=run.seed, stop=stop, metrics=COMPARED)
     for spec in specs:

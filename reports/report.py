@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.results.bootstrap import DEFAULT_COMPARISONS, DEFAULT_RESAMPLES
-from harness.results.evaluate import evaluate, join_scores
+from harness.results.evaluate import evaluate
 from harness.results.files import write_atomic
-from reports.compare import compare
+from reports.compare import compare_inputs
 from reports.figures import save_figures
 from reports.inputs import read_run
 from reports.page import render_page
@@ -57,9 +57,9 @@ def make_report(run_dir: str | Path) -> list[Path]:
         paths += _write_grid(folder / "tables", "comparisons", against)
         paths.append(_write_frame(folder / "tables" / "comparisons.csv", _stamped(evaluation.comparisons, stamps)))
         grids.append(against)
-    figures = save_figures(folder / "figures", join_scores(run.scores, run.cells, run.audit), run.record)
+    figures = save_figures(folder / "figures", evaluation.sets, run.record)
     paths += [path for path, _ in figures]
-    page = render_page(run, evaluation.metrics, grids, figures, compare(folder))
+    page = render_page(run, evaluation.metrics, grids, figures, compare_inputs(run, sets=evaluation.sets))
     paths.append(_write(folder / "report.html", page))
     return paths
 

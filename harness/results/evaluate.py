@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,11 +44,13 @@ class Evaluation:
     are sums over test sets.
     `comparisons`: detector, reference, metric, difference, low, high, p, p_holm, n_test_sets, seen.
     `notes`: what a reader must know (scores that are missing, means that are undefined).
+    `sets`: the joined scores it rests on.
     """
 
     metrics: pd.DataFrame
     comparisons: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    sets: list[SetScores] = field(default_factory=list)
 
 
 def join_scores(scores: pd.DataFrame, cells: pd.DataFrame, audit: pd.DataFrame | None = None) -> list[SetScores]:
@@ -63,25 +65,34 @@ def join_scores(scores: pd.DataFrame, cells: pd.DataFrame, audit: pd.DataFrame |
     """
     _need(scores, [*IMAGE, "detector", "score", "threshold"], "scores.parquet")
     _need(cells, ["test_set", *IMAGE], "cells.parquet")
+    if audit is not None:
+        _need(audit, ["test_set", *IMAGE, "score"], "audit.parquet")
     detectors = sorted(str(d) for d in scores["detector"].unique())
     if AUDIT in detectors:
         raise DataError(f"{AUDIT!r} is the audit's row and cannot name a detector", where="scores.parquet")
     if (cells["test_set"] == MEAN).any():
         raise DataError(f"a test set cannot be named {MEAN!r}: that row is the mean over test sets", "cells.parquet")
     _check_predictions(scores)
-    images, score, threshold, present = _pivot(scores, detectors)
+    tables = [scores, cells] if audit is None else [scores, cells, audit]
+    ids, num = _image_ids(tables)
+    stored = _pivot(scores, ids[0], num, detectors)
+    by_set = cells["test_set"].to_numpy(object)
     sets = []
-    for name, cell in cells.groupby("test_set", sort=True):
-        cell = cell.sort_values(["label", "sha256"], kind="stable")
-        if cell.duplicated(IMAGE).any():
+    for name in sorted(set(by_set)):
+        at = np.flatnonzero(by_set == name)
+        cell = cells.iloc[at]
+        label = cell["label"].to_numpy(np.int8)
+        at = at[np.lexsort((cell["sha256"].to_numpy(str), label))]
+        images = ids[1][at]
+        if len(np.unique(images)) != len(images):
             raise DataError(f"test set {name!r} holds an image twice", where="cells.parquet")
-        at = _positions(images, cell)
-        rows = [_columns(table, at) for table in (score, threshold, present)]
+        rows: list[NDArray[Any]] = [table[:, images] for table in stored]
         names = tuple(detectors)
         if audit is not None and len(audit):
-            for i, row in enumerate(_audit_rows(audit, str(name), cell)):
+            for i, row in enumerate(_audit_rows(audit, str(name), ids[2], images, num)):
                 rows[i] = np.vstack([rows[i], row])
             names = (*names, AUDIT)
+        cell = cells.iloc[at]
         label = cell["label"].to_numpy(np.int8)
         sets.append(SetScores(str(name), cell["sha256"].to_numpy(object), label, names, *rows))
     return sets
@@ -146,7 +157,8 @@ def evaluate(
         if undefined:
             notes.append(f"{name}: no mean of {', '.join(undefined)}: not defined on every test set")
     compared = _compare(sets, reference, seed, n_compare, abstain, workers)
-    return Evaluation(pd.DataFrame(rows, columns=METRIC_COLUMNS), _comparison_table(compared, sets, marked), notes)
+    table = pd.DataFrame(rows, columns=METRIC_COLUMNS)
+    return Evaluation(table, _comparison_table(compared, sets, marked), notes, sets)
 
 
 def _counts(s: SetScores, d: int) -> tuple[int, int, int, int]:
@@ -224,57 +236,47 @@ def _check_predictions(scores: pd.DataFrame) -> None:
         raise DataError(f"{what} {row['sha256'][:12]}", "scores.parquet", "run `harness run` again: scores are kept")
 
 
-def _keys(table: pd.DataFrame) -> pd.MultiIndex:
+def _image_ids(tables: Sequence[pd.DataFrame]) -> tuple[list[NDArray[np.int64]], int]:
+    """For each table the number of each row's image; equal where (sha256, label, generator) are; and how many."""
     import pandas as pd
 
-    label = table["label"].astype("int8")
-    return pd.MultiIndex.from_arrays([table["sha256"].astype(object), label, table["generator"].astype(object)])
+    def codes(column: str) -> NDArray[np.int64]:
+        return pd.factorize(pd.concat([table[column].astype("str") for table in tables]))[0].astype(np.int64)
+
+    generator, label = codes("generator"), np.concatenate([table["label"].to_numpy(np.int64) for table in tables])
+    key = (codes("sha256") * (generator.max(initial=0) + 1) + generator) * 2 + label
+    number, distinct = pd.factorize(key)
+    ends = np.cumsum([len(table) for table in tables])[:-1]
+    return [part.astype(np.int64) for part in np.split(number, ends)], len(distinct)
 
 
 def _pivot(
-    scores: pd.DataFrame, detectors: Sequence[str]
-) -> tuple[pd.Index, NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Distinct images, and `[detectors, images]` scores, thresholds, and whether a score is stored."""
-    code, distinct = _keys(scores).factorize()
-    images = cast("pd.Index", distinct)
+    scores: pd.DataFrame, images: NDArray[np.int64], num_images: int, detectors: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Scores, thresholds, and whether a score is stored: each `[detectors, images]`."""
     row = {name: i for i, name in enumerate(detectors)}
-    d = scores["detector"].map(row).to_numpy(np.int64)
-    shape = (len(detectors), len(images))
-    flat = d * shape[1] + code
-    if len(np.unique(flat)) != len(flat):
+    d = scores["detector"].astype("str").map(row).to_numpy(np.int64)
+    shape = (len(detectors), num_images)
+    flat = d * num_images + images
+    present = np.zeros(shape, bool)
+    present.flat[flat] = True
+    if int(present.sum()) != len(flat):
         raise DataError("a detector has two scores for one image", where="scores.parquet")
     score, threshold = np.full(shape, np.nan), np.full(shape, np.nan)
-    present = np.zeros(shape, bool)
     score.flat[flat] = scores["score"].to_numpy(np.float64)
     threshold.flat[flat] = scores["threshold"].to_numpy(np.float64)
-    present.flat[flat] = True
-    return images, score, threshold, present
-
-
-def _positions(images: pd.Index, cell: pd.DataFrame) -> NDArray[np.int64]:
-    """Where each image of a cell stands among the scored images; -1 where it has no score."""
-    return np.asarray(images.get_indexer(_keys(cell)), np.int64)
-
-
-def _columns(table: NDArray[Any], at: NDArray[np.int64]) -> NDArray[Any]:
-    """Columns `at` of a table; NaN (False for flags) where the position is -1."""
-    out = np.full((len(table), len(at)), False if table.dtype == bool else np.nan, table.dtype)
-    there = at >= 0
-    out[:, there] = table[:, at[there]]
-    return out
+    return score, threshold, present
 
 
 def _audit_rows(
-    audit: pd.DataFrame, name: str, cell: pd.DataFrame
+    audit: pd.DataFrame, name: str, ids: NDArray[np.int64], images: NDArray[np.int64], num_images: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    _need(audit, ["test_set", *IMAGE, "score"], "audit.parquet")
-    own = audit[audit["test_set"] == name]
-    if own.duplicated(IMAGE).any():
+    """The audit's scores, thresholds and presence on the images of one test set."""
+    own = audit["test_set"].to_numpy(object) == name
+    if len(np.unique(ids[own])) != int(own.sum()):
         raise DataError(f"the audit of test set {name!r} holds an image twice", where="audit.parquet")
-    score = np.full(len(cell), np.nan)
-    there = np.zeros(len(cell), bool)
-    if len(own):
-        at = _positions(_keys(own), cell)
-        there = at >= 0
-        score[there] = own["score"].to_numpy(np.float64)[at[there]]
-    return score, np.full(len(cell), AUDIT_THRESHOLD), there
+    score = np.full(num_images, np.nan)
+    score[ids[own]] = audit["score"].to_numpy(np.float64)[own]
+    there = np.zeros(num_images, bool)
+    there[ids[own]] = True
+    return score[images], np.full(len(images), AUDIT_THRESHOLD), there[images]
