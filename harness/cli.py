@@ -251,9 +251,10 @@ def main() -> None:
     except HarnessError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: what was computed is kept; the same command goes on from there", err=True)
-        sys.exit(130)
+    except SystemExit as left:
+        if left.code == 130:  # typer turns an interrupt into this
+            typer.echo("interrupted: what was computed is kept; the same command goes on from there", err=True)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

@@ -124,7 +124,8 @@ def prepare_data(
             emit(Event("warning", {"text": problem.text()}))
     result.require(root)
     manifest, skipped = result.table, result.skipped
-    faults = _check_decodable(root, manifest, store, workers, emit)
+    # a dry run writes nothing, so it has nowhere to keep what it decoded
+    faults = [] if store.read_only else _check_decodable(root, manifest, store, workers, emit)
     if faults and on_bad_image == "stop":
         shown = "\n".join(f"    {manifest['path'].iloc[row]}: {text}" for row, text in faults)
         raise DataError(

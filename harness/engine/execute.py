@@ -14,7 +14,7 @@ from harness.api.errors import ConfigError, DataError, HarnessError, StoreError
 from harness.api.events import Event, Listener
 from harness.engine.fitting import fitted_head, score_row, threshold_of
 from harness.engine.images import Reader
-from harness.engine.inline import pin_numerics, run_stage
+from harness.engine.inline import LostError, pin_numerics, run_stage
 from harness.engine.plan import ItemStage, Plan, RowPlan
 from harness.engine.recipes import train_recipe
 from harness.results.files import to_json, write_atomic
@@ -71,6 +71,8 @@ def check_weights(plan: Plan) -> None:
         except HarnessError as error:
             where = f"{error.where or files[0].path} (row {', '.join(dict.fromkeys(stage.rows))})"
             raise type(error)(error.what, where=where, fix=error.fix) from error
+        except Exception:  # a fault of the plugin, not of the file: recorded for its rows when their turn comes
+            continue
 
 
 def rows_lookup(stage: ItemStage, plan: Plan) -> Callable[[np.ndarray], list[int]]:
@@ -124,18 +126,28 @@ class Executor:
                 "key": work.key, "sha256": entry.get("sha256"), "metrics": entry.get("metrics", {}),
             }  # fmt: skip
 
-    def _items(self) -> None:
+    def _stage(self, stage: ItemStage) -> None:
         settings = self.plan.settings
+        done = run_stage(
+            stage, rows_lookup(stage, self.plan), self.reader, self.store, device=settings.device,
+            threads=settings.threads, workers=self.workers, emit=self.emit,
+        )  # fmt: skip
+        self.out.computed[stage.key] = self.out.computed.get(stage.key, 0) + done
+
+    def _items(self) -> None:
         for stage in self.plan.stages.values():
             if all(row in self.out.failures for row in stage.rows):
                 continue
             if stage.source is not None and all(r in self.out.failures for r in stage.source.rows):
                 continue
             try:
-                self.out.computed[stage.key] = run_stage(
-                    stage, rows_lookup(stage, self.plan), self.reader, self.store, device=settings.device,
-                    threads=settings.threads, workers=self.workers, emit=self.emit,
-                )  # fmt: skip
+                try:
+                    self._stage(stage)
+                except LostError:
+                    if stage.source is None:
+                        raise
+                    self._stage(stage.source)
+                    self._stage(stage)
             except STOPS:
                 raise
             except Exception as error:
@@ -163,7 +175,11 @@ class Executor:
             if row.row.name in self.out.failures:
                 continue
             try:
-                self._score(row, fitted_root)
+                try:
+                    self._score(row, fitted_root)
+                except LostError:
+                    self._items()
+                    self._score(row, fitted_root)
             except STOPS:
                 raise
             except Exception as error:
@@ -197,6 +213,7 @@ def save_fitted(folder: Path, row: RowPlan, plan: Plan, store: Store, threshold:
         "calibration_set": _set(sha, row.calibration_rows),
         "edits": dict(plan.settings.edits),
         "numerics": row.extractor.description["numerics"],
+        "micro_batches": [stage.micro_batch for stage in row.stages],
     }
     write_atomic(folder / "fitted.json", to_json(document))
 

@@ -9,6 +9,7 @@ import numpy as np
 from harness.api.contract import FitData, FittedHead, FixedThreshold, predict
 from harness.api.errors import ProtocolError, StoreError
 from harness.api.events import Event, Listener
+from harness.engine.inline import LostError
 from harness.engine.plan import HeadWork, Plan, RowPlan
 from harness.results.store import Store
 
@@ -22,12 +23,12 @@ def features_of(plan_row: RowPlan, rows: np.ndarray, store: Store) -> np.ndarray
     """Stored features ``[len(rows), D]`` of manifest rows; NaN rows are abstentions.
 
     Raises:
-        StoreError: a feature is missing (a segment was damaged after it was written).
+        LostError: a feature is missing (a segment was damaged after it was written).
     """
     extractor = plan_row.extractor
     values, found = store.items(extractor.key).matrix(plan_row.items[rows], extractor.stage.dim)  # type: ignore[union-attr]
     if not found.all():
-        raise StoreError(
+        raise LostError(
             f"{int((~found).sum())} stored features are gone (a damaged segment was set aside)",
             where=extractor.key, fix="run the same command again: they are computed again",
         )  # fmt: skip

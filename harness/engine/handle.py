@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness.api.errors import ConfigError, DataError, ProtocolError, StoreError
 from harness.api.protocol import Protocol
 from harness.api.registry import make_detector
 from harness.api.weights import ResolvedWeights
+from harness.data.edits import InputEdits, MatchFormat
 from harness.engine.fitting import score_features
 from harness.engine.rows import prepare_row
 from harness.engine.selfcheck import features_now
@@ -22,6 +24,8 @@ from harness.results.files import to_json, write_atomic
 from harness.results.store import read_head, write_head
 
 Images = Sequence[str | Path | np.ndarray]
+CHUNK = 256
+"""Images decoded at a time."""
 
 
 class DetectorHandle:
@@ -32,18 +36,35 @@ class DetectorHandle:
         self.chain = Chain.of(detector)
         self.head: FittedHead | None = None
         self._threshold: float | None = None
+        self.edits = InputEdits()
+        self.threads: int | None = None
+        self.micro_batches = [*(t.micro_batch for t in self.chain.transforms), self.chain.extractor.micro_batch]
         if self.chain.head.fit_on == "nothing" and isinstance(self.chain.threshold, FixedThreshold):
             self.head = self.chain.head.fit(None, weights)
             self._threshold = self.chain.threshold.value
 
     def features(self, images: Images) -> np.ndarray:
-        """Features ``[N, D]`` float32; a row of NaN where the detector abstains."""
+        """Features ``[N, D]`` float32; a row of NaN where the detector abstains.
+
+        A fitted detector edits images, cuts batches and pins threads as the run did that fitted it.
+        """
+        parts = [np.empty((0, self.chain.extractor.dim), np.float32)]
+        with _threads(self.threads):
+            for start in range(0, len(images), CHUNK):
+                chunk = images[start : start + CHUNK]
+                pixels = [self._pixels(image) for image in chunk]
+                beside = [
+                    None if isinstance(i, np.ndarray) else self.chain.preprocess.sidecar(Path(i)) for i in chunk
+                ]  # fmt: skip
+                parts.append(features_now(self.chain, self.weights, pixels, self.micro_batches, beside))
+        return np.concatenate(parts)
+
+    def _pixels(self, image: str | Path | np.ndarray) -> np.ndarray:
         from harness.api.images import decode, read_image_file
 
-        pixels = [
-            i if isinstance(i, np.ndarray) else decode(read_image_file(Path(i)), name=str(i)) for i in images
-        ]  # fmt: skip
-        return features_now(self.chain, self.weights, pixels, self.chain.extractor.micro_batch)
+        if isinstance(image, np.ndarray):
+            return self.edits.apply(image)
+        return self.edits.apply(decode(read_image_file(Path(image)), name=str(image), rotate=self.edits.rotate))
 
     def fit(self, photographic: Images, generated: Images | None = None) -> DetectorHandle:
         """Fit head and threshold; returns itself. ``generated`` is needed by heads that learn from both classes.
@@ -67,7 +88,7 @@ class DetectorHandle:
         above = None if head.upstream is None else self._fit(head.upstream, clean, made)
         if head.fit_on == "nothing":
             return head.fit(None, self.weights)
-        parts, labels = [clean[head.fit_order(len(clean))]], [np.zeros(len(clean), np.int8)]
+        parts, labels = [clean], [np.zeros(len(clean), np.int8)]
         if head.fit_on == "both":
             if made is None:
                 raise ProtocolError(
@@ -75,7 +96,8 @@ class DetectorHandle:
                 )
             parts.append(made)
             labels.append(np.ones(len(made), np.int8))
-        features, label = np.concatenate(parts), np.concatenate(labels)
+        order = head.fit_order(sum(len(part) for part in parts))
+        features, label = np.concatenate(parts)[order], np.concatenate(labels)[order]
         good = np.isfinite(features).all(axis=1)
         names = ["generated" if value else "" for value in label[good]]
         return head.fit(FitData(features[good], label[good], names, above), self.weights)
@@ -118,6 +140,9 @@ class DetectorHandle:
             "protocol": self.detector.protocol.model_dump(mode="json"),
             "weights": weights,
             "threshold": self.threshold,
+            "edits": self.edits.model_dump(mode="json"),
+            "micro_batches": self.micro_batches,
+            "numerics": {"threads": self.threads},
         }
         write_atomic(folder / "fitted.json", to_json(document))
         return folder
@@ -167,7 +192,29 @@ def load_fitted(folder: str | Path, weights: str | Path | None = None) -> Detect
     handle.weights = {slot: _weights(slot, said, weights) for slot, said in document["weights"].items()}
     handle.head = handle.chain.head.fitted_class.restore(arrays, meta)
     handle._threshold = float(document["threshold"])
+    handle.edits = _edits(document["edits"])
+    handle.threads, handle.micro_batches = document["numerics"]["threads"], document["micro_batches"]
     return handle
+
+
+def _edits(said: dict[str, Any]) -> InputEdits:
+    match = said.get("match_format")
+    matched = None if match is None else MatchFormat(size=match["size"], quality=match["quality"])
+    return InputEdits(rotate=bool(said.get("rotate", False)), match_format=matched)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch's intra-op threads inside; as before outside."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _weights(slot: str, said: dict[str, Any], given: str | Path | None) -> ResolvedWeights:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.contract import Extractor
-from harness.api.errors import ConfigError, StoreError
+from harness.api.contract import Extractor, Transform
+from harness.api.errors import PluginError, StoreError
 from harness.api.events import Event, Listener
 from harness.engine.images import Reader, ahead
 from harness.engine.plan import ItemStage
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 5.0
 FLUSH_ROWS = 4096
+
+
+class LostError(StoreError):
+    """Stored results turned out to be damaged when they were read; computing them again mends it."""
 
 
 def pin_numerics(threads: int) -> None:
@@ -75,7 +79,7 @@ def _from_maps(source: ItemStage, items: np.ndarray, store: Store, chunk: int) -
         part = items[start : start + chunk]
         values, found = store.items(source.key).get(part)
         if not found.all():
-            raise StoreError("a map that was just stored is missing", where=source.key, fix="run again")
+            raise LostError("stored maps are gone (a damaged segment was set aside)", where=source.key, fix="run again")
         for digest, value in zip(part, values, strict=True):
             # a map that is all NaN stands for an abstention upstream
             array = np.asarray(value)
@@ -83,7 +87,7 @@ def _from_maps(source: ItemStage, items: np.ndarray, store: Store, chunk: int) -
             yield digest, None if abstains else torch.from_numpy(array.copy())
 
 
-def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
     """Lists of up to ``size`` rows whose tensors have one shape; abstentions ride along without counting."""
     batch: list[Row] = []
     count = 0
@@ -101,23 +105,28 @@ def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def _forward(
-    run: Callable[[Tensor], Tensor], batch: list[Row], stage: ItemStage, device: str
+def forward(
+    run: Callable[[Tensor], Tensor], batch: list[Row], stage: Transform | Extractor, size: int, device: str
 ) -> list[np.ndarray | None]:
-    """Results of a batch, padded with zeros to the micro-batch size; None for abstentions."""
+    """Results of a batch, padded with zeros to the micro-batch size; None for abstentions.
+
+    Raises:
+        PluginError: the stage gave a result of another shape than it states.
+    """
     import torch
 
     tensors = [t for _, t in batch if t is not None]
     out: list[np.ndarray | None] = [None] * len(batch)
     if not tensors:
         return out
-    padded = torch.zeros((stage.micro_batch, *tensors[0].shape), dtype=tensors[0].dtype)
+    padded = torch.zeros((size, *tensors[0].shape), dtype=tensors[0].dtype)
     torch.stack(tensors, out=padded[: len(tensors)])
     with torch.no_grad():
         result = run(padded.to(device))
-    if result.shape[0] != stage.micro_batch:
-        kind = type(stage.stage).__name__
-        raise ConfigError(f"{kind} gave {result.shape[0]} rows for a batch of {stage.micro_batch}")
+    right = result.shape[:1] == (size,) if isinstance(stage, Transform) else result.shape == (size, stage.dim)
+    if not right:
+        stated = f"[{size}, ...]" if isinstance(stage, Transform) else f"[{size}, {stage.dim}]"
+        raise PluginError(f"{type(stage).__name__} states results {stated} and gave {list(result.shape)}")
     values = iter(result[: len(tensors)].detach().cpu().numpy())
     return [None if t is None else next(values) for _, t in batch]
 
@@ -156,8 +165,9 @@ def run_stage(
     writer = _Writer(store, stage, emit)
     started, done = time.monotonic(), 0
     try:
-        for batch in _batches(source, stage.micro_batch):
-            for (digest, _), value in zip(batch, _forward(run, batch, stage, device), strict=True):
+        for batch in batches(source, stage.micro_batch):
+            results = forward(run, batch, stage.stage, stage.micro_batch, device)
+            for (digest, _), value in zip(batch, results, strict=True):
                 writer.add(digest, _nothing(stage) if value is None else value)
             done += len(batch)
             emit(Event("progress", {"stage": label, "done": done, "total": len(missing), "unit": "images"}))

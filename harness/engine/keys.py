@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness.api.contract import Stage
+from harness.api.errors import ConfigError
 from harness.engine.source import source_digest
 
 KEY_VERSION = 1
@@ -61,14 +62,24 @@ def digest_of(value: Any) -> str:
 
 
 def stage_identity(stage: Stage, weights: Mapping[str, str]) -> dict[str, Any]:
-    """What a stage is: version, source, options, nested stages, and the identities of the weights it reads."""
+    """What a stage is: version, source, options, nested stages, and the identities of the weights it reads.
+
+    Raises:
+        ConfigError: an option that has no stable JSON form.
+    """
     nested: dict[str, Stage] = {}
     if is_dataclass(stage):
         nested = {f.name: getattr(stage, f.name) for f in fields(stage) if isinstance(getattr(stage, f.name), Stage)}
+    try:
+        options = canonical(stage.options())
+    except TypeError as error:
+        kind = f"{type(stage).__module__}.{type(stage).__qualname__}"
+        fix = "give it plain values: numbers, words, lists, mappings"
+        raise ConfigError(f"an option of stage {kind} has no stable form: {error}", fix=fix) from None
     return {
         "version": stage.version,
         "source": source_digest(type(stage)),
-        "options": canonical(stage.options()),
+        "options": options,
         "nested": {name: stage_identity(value, weights) for name, value in sorted(nested.items())},
         "weights": {slot: weights[slot] for slot in stage.slots},
     }

@@ -14,7 +14,7 @@ from harness.api.events import Event, Listener
 from harness.api.protocol import Protocol
 from harness.api.registry import make_detector
 from harness.api.training import Recipe, TrainingImages
-from harness.api.weights import ResolvedWeights
+from harness.api.weights import ResolvedWeights, file_digest
 from harness.engine.keys import Numerics, set_digest, stage_identity, stage_key
 from harness.engine.rows import recipe_protocol
 from harness.engine.source import source_digest
@@ -91,7 +91,7 @@ def trained_weights(work: RecipeWork, store: Store) -> ResolvedWeights | None:
     if entry is None:
         return None
     path = store.blob(str(entry["sha256"]))
-    if not path.is_file():
+    if not path.is_file() or file_digest(path) != path.stem:
         return None
     return ResolvedWeights("recipe", f"recipe:{work.key}", path=path, label=f"recipe {work.recipe.recipe}")
 
@@ -130,7 +130,7 @@ def train_recipe(
         store.put_entry("recipes", work.key, {
             "sha256": sha, "recipe": work.recipe.model_dump(mode="json"), "description": work.description,
             "metrics": result.metrics, "history": result.history,
-        })  # fmt: skip
+        }, replace=True)  # fmt: skip
         emit(Event("stage_end", {"stage": f"train {work.recipe.recipe}", "sha256": sha, "metrics": result.metrics}))
     final = trained_weights(work, store)
     if final is None:

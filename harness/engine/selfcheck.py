@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from harness.api.contract import (
 from harness.api.registry import make_detector
 from harness.api.weights import ResolvedWeights
 from harness.engine.fitting import score_features
+from harness.engine.inline import batches, forward
 from harness.engine.source import closure
 from harness.results.store import read_head, write_head
 
@@ -58,29 +60,40 @@ def made_images(count: int = IMAGES, side: int = 160) -> list[np.ndarray]:
     return list(noisy.clip(0, 255).round().astype(np.uint8))
 
 
-def features_now(chain: Chain, weights: dict[str, ResolvedWeights], images: list[np.ndarray], batch: int) -> np.ndarray:
-    """Features ``[N, D]`` of pixels in memory, in micro-batches of ``batch`` padded with zeros; NaN: abstains."""
+def features_now(
+    chain: Chain,
+    weights: Mapping[str, ResolvedWeights],
+    images: Sequence[np.ndarray],
+    batch: int | Sequence[int],
+    sidecars: Sequence[Path | None] | None = None,
+) -> np.ndarray:
+    """Features ``[N, D]`` of pixels in memory, computed as a run computes them; NaN: abstains.
+
+    Args:
+        chain, weights: the detector.
+        images: uint8 RGB ``[H, W, 3]``.
+        batch: the micro-batch size, or one for each transform and the extractor.
+        sidecars: the file beside each image that the preprocess asks for.
+    """
     import torch
 
     stages: tuple[Transform | Extractor, ...] = (*chain.transforms, chain.extractor)
-    links = [stage.load(weights, "cpu") for stage in stages]
-    out = np.full((len(images), chain.extractor.dim), np.nan, np.float32)
-    ready = []
+    sizes = [batch] * len(stages) if isinstance(batch, int) else list(batch)
+    tensors: list[torch.Tensor | None] = []
     for index, pixels in enumerate(images):
         try:
-            ready.append((index, chain.preprocess(pixels)))
+            tensors.append(chain.preprocess(pixels, None if sidecars is None else sidecars[index]))
         except Abstain:
-            continue
-    for start in range(0, len(ready), batch):
-        part = ready[start : start + batch]
-        tensor = torch.zeros((batch, *part[0][1].shape), dtype=part[0][1].dtype)
-        for row, (_, value) in enumerate(part):
-            tensor[row] = value
-        with torch.no_grad():
-            for run in links:
-                tensor = run(tensor)
-        for row, (index, _) in enumerate(part):
-            out[index] = tensor[row].cpu().numpy()
+            tensors.append(None)
+    for stage, size in zip(stages, sizes, strict=True):
+        run, results = stage.load(weights, "cpu"), []
+        for part in batches(((b"", tensor) for tensor in tensors), size):
+            results += forward(run, part, stage, size, "cpu")
+        tensors = [None if value is None else torch.from_numpy(np.array(value)) for value in results]
+    out = np.full((len(images), chain.extractor.dim), np.nan, np.float32)
+    for row, value in zip(out, tensors, strict=True):
+        if value is not None:
+            row[:] = value.numpy()
     return out
 
 
@@ -103,9 +116,21 @@ def check_detector(name: str) -> CheckResult:
 
     Where a head needs more images than are made here (a mixture of many components), it is fitted on drawn
     features of the right width instead.
+
+    Raises:
+        ConfigError, PluginError: no such detector, or its chain cannot be built.
     """
     result = CheckResult(name)
     chain = Chain.of(make_detector(name))
+    try:
+        _check_chain(result, chain)
+    except Exception as error:  # a plugin can fail in any way; that is what is looked for here
+        first = (str(error).splitlines() or [""])[0]
+        result.expect("runs to the end", False, f"{type(error).__name__}: {first}")
+    return result
+
+
+def _check_chain(result: CheckResult, chain: Chain) -> None:
     weights = {s: ResolvedWeights("random", f"random:{SEED}", seed=SEED, label="random") for s in chain.slots}
     images = made_images()
     batch = chain.extractor.micro_batch
@@ -125,7 +150,6 @@ def check_detector(name: str) -> CheckResult:
     gap = float(np.nanmax(np.abs(alone - first[:4]))) / scale if finite[:4].any() else 0.0
     result.expect("batch of 1 equals batch of 8 to 1e-5", gap <= 1e-5, f"{gap:.1e}")
     _check_head(result, chain, weights, first[finite])
-    return result
 
 
 def _check_head(result: CheckResult, chain: Chain, weights: dict[str, ResolvedWeights], features: np.ndarray) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from harness.api.errors import PluginError
+
 OUR_PACKAGES = frozenset({"harness", "detectors", "reports"})
 
 
@@ -24,22 +26,29 @@ def _file_of(module: str) -> Path | None:
             spec = importlib.util.find_spec(module)
         except (ImportError, AttributeError, ValueError):
             return None
+        except Exception as error:  # finding a module imports the packages above it
+            what = f"importing a package above module {module!r} fails: {type(error).__name__}: {error}"
+            raise PluginError(what, fix="repair or uninstall that package") from error
         origin = None if spec is None else spec.origin
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
-def _is_typing_guard(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+def _children(node: ast.AST) -> Iterator[ast.AST]:
+    """Parts of a node that can run: of ``if TYPE_CHECKING``, what follows ``else`` alone."""
+    test = node.test if isinstance(node, ast.If) else None
+    name = test.id if isinstance(test, ast.Name) else test.attr if isinstance(test, ast.Attribute) else None
+    if isinstance(node, ast.If) and name == "TYPE_CHECKING":
+        yield from node.orelse
+    else:
+        yield from ast.iter_child_nodes(node)
 
 
 def _import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    for child in ast.iter_child_nodes(node):
-        if _is_typing_guard(child):
-            continue  # never runs, so it cannot change a result
-        if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child
-        else:
-            yield from _import_nodes(child)
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield node
+        return
+    for child in _children(node):
+        yield from _import_nodes(child)
 
 
 def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
@@ -62,8 +71,12 @@ def imports_of(module: str, packages: frozenset[str]) -> tuple[str, ...]:
     path = _file_of(module)
     if path is None:
         return ()
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise PluginError(f"the source of module {module!r} is not Python: {error}", where=path) from error
     found: set[str] = set()
-    for node in _import_nodes(ast.parse(path.read_bytes())):
+    for node in _import_nodes(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +16,10 @@ from harness.api.registry import unknown
 from harness.api.yamlsafe import load_yaml, parse_yaml
 
 PROFILES = ("demo", "full")
+
+
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w .()+-]{0,63}$")]
+"""Names of rows are also names of folders."""
 
 
 class _Model(BaseModel):
@@ -87,7 +91,7 @@ class Suite(_Model):
     protocol: dict[str, Any] = Field(default_factory=lambda: {"base": "paper"})
     test: TestDraw = TestDraw()
     fit: FitSpec = FitSpec()
-    detectors: dict[str, DetectorRow] = Field(min_length=1)
+    detectors: dict[RowName, DetectorRow] = Field(min_length=1)
     reference: str | None = None
     tables: tuple[TableSpec, ...] = ()
     bootstrap: BootstrapSpec = BootstrapSpec()

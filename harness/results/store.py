@@ -52,6 +52,12 @@ def _from_rows(rows: np.ndarray) -> np.ndarray:
     return np.frombuffer(np.ascontiguousarray(rows).tobytes(), dtype="S32")
 
 
+def _keep(path: Path, data: bytes) -> None:
+    """Write a file that is named by its content; one that is there and damaged is replaced."""
+    if not write_once(path, data) and path.read_bytes() != data:
+        write_atomic(path, data)
+
+
 @dataclass(frozen=True)
 class _Index:
     """Where each stored image of a key is: sorted digests with segment and row."""
@@ -142,9 +148,7 @@ class Items:
         rows = _rows(digests)
         data = save({"digest": np.ascontiguousarray(rows), "value": np.ascontiguousarray(values)})
         sha = hashlib.sha256(data)
-        path = self.folder / f"{sha.hexdigest()[:40]}.data"
-        if not write_once(path, data) and path.read_bytes() != data:
-            write_atomic(path, data)
+        _keep(self.folder / f"{sha.hexdigest()[:40]}.data", data)
         tail = sha.digest() + rows.tobytes()
         content = hashlib.sha256(tail).digest() + tail
         taken = [int(n.split(".")[0]) for n in os.listdir(self.folder) if n.endswith((".index", ".bad"))]
@@ -241,7 +245,7 @@ class Store:
     """
 
     def __init__(self, root: Path, warn: Warn | None = None, *, read_only: bool = False) -> None:
-        self.root = root
+        self.root, self.read_only = root, read_only
         self._warn: Warn = warn or (lambda text: None)
         self._items: dict[str, Items] = {}
         marker = root / "format.json"
@@ -296,9 +300,10 @@ class Store:
             return None
         return content
 
-    def put_entry(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Store a JSON document; the first writer wins."""
-        write_once(self.root / "entries" / kind / f"{key}.json", to_json(value))
+    def put_entry(self, kind: str, key: str, value: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Store a JSON document; the first writer wins, unless it is to ``replace`` (what an entry names is gone)."""
+        write = write_atomic if replace else write_once
+        write(self.root / "entries" / kind / f"{key}.json", to_json(value))
 
     # heads -------------------------------------------------------------------------------------------------------
 
@@ -332,7 +337,7 @@ class Store:
     def put_blob(self, data: bytes) -> str:
         """Store bytes under their sha256, which is returned."""
         sha = hashlib.sha256(data).hexdigest()
-        write_once(self.blob(sha), data)
+        _keep(self.blob(sha), data)
         return sha
 
     def blob(self, sha256: str) -> Path:

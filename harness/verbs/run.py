@@ -278,7 +278,8 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     )
     rows = prepare_rows(suite, request.weights_root)
     _say_missing(rows, say, request.require_all)
-    store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})))
+    reading = request.dry_run and root is not None  # the demo's corpus is made beside the store, and so is the store
+    store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})), read_only=reading)
     settings = _settings(request, suite)
     data = prepare_data(
         suite, root if root is not None else demo_root(request.store, say), store,

@@ -13,7 +13,7 @@ from harness.api.contract import FitData, FittedHead
 from harness.api.errors import ProtocolError, WeightsError
 from harness.api.heads import FittedIdentity
 from harness.api.mlp import FittedMlp, LoadedMlp, TrainedMlp, random_mlp
-from harness.api.weights import ResolvedWeights
+from harness.api.weights import ResolvedWeights, file_digest
 
 HEAD = TrainedMlp(generators=("a",), upstream=None, pseudo_share=0.0, hidden=16, epochs=30, lr=1e-2)
 
@@ -27,7 +27,7 @@ def two_classes(count: int = 200, seed: int = 0, upstream: FittedHead | None = N
 
 def stored(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, ResolvedWeights]:
     torch.save({"model": tensors}, path)
-    return {"weights": ResolvedWeights("file", "0" * 64, path)}
+    return {"weights": ResolvedWeights("file", file_digest(path), path)}
 
 
 def test_trained_head_separates_and_balanced_classes_share_the_loss() -> None:

@@ -15,7 +15,7 @@ from harness.api.contract import Chain, FitData, FixedThreshold
 from harness.api.errors import ConfigError
 from harness.api.mlp import FittedMlp, LoadedMlp, TrainedMlp
 from harness.api.registry import make_detector
-from harness.api.weights import ResolvedWeights
+from harness.api.weights import ResolvedWeights, file_digest
 
 
 def test_a_bc_file_gives_the_released_logits_through_the_plugin(
@@ -23,7 +23,7 @@ def test_a_bc_file_gives_the_released_logits_through_the_plugin(
 ) -> None:
     torch.save({"model": bc_state}, tmp_path / "BC.pth")
     golden = np.load(golden_dir / "encoder.npz", allow_pickle=False)
-    weights = {"weights": ResolvedWeights("file", "0" * 64, tmp_path / "BC.pth")}
+    weights = {"weights": ResolvedWeights("file", file_digest(tmp_path / "BC.pth"), tmp_path / "BC.pth")}
     chain = Chain.of(BladesBC())
     features = chain.extractor.load(weights, "cpu")(torch.from_numpy(golden["image"]))
     head = chain.head.fit(None, weights)

@@ -17,7 +17,7 @@ from harness.api.contract import Chain, FitData, QuantileThreshold
 from harness.api.heads import MixtureHead
 from harness.api.protocol import Protocol
 from harness.api.registry import make_detector
-from harness.api.weights import ResolvedWeights
+from harness.api.weights import ResolvedWeights, file_digest
 
 
 def test_the_protocol_settles_threshold_order_and_resize() -> None:
@@ -54,7 +54,7 @@ def test_an_oc_file_gives_the_released_features_through_the_plugin(
 ) -> None:
     torch.save({"model": oc_state, "optimizer": {}, "epoch": 19}, tmp_path / "OC.pth")
     golden = np.load(golden_dir / "encoder.npz", allow_pickle=False)
-    weights = {"weights": ResolvedWeights("file", "0" * 64, tmp_path / "OC.pth")}
+    weights = {"weights": ResolvedWeights("file", file_digest(tmp_path / "OC.pth"), tmp_path / "OC.pth")}
     features = BladesOC().extractor().load(weights, "cpu")(torch.from_numpy(golden["image"]))
     np.testing.assert_allclose(features.numpy(), golden["f32/image_features"], rtol=0, atol=2e-6)
 
