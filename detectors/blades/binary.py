@@ -94,6 +94,6 @@ class BladesBC(BladesDetector):
         if self.options.head == "load":
             return ()
         return (
-            f"blades-bc: head fitted on {fit_images} images, generated ones of {', '.join(self.options.generators)}; "
+            f"head fitted on {fit_images} images, generated ones of {', '.join(self.options.generators)}; "
             "the authors' own recipe is not published",
         )

@@ -114,7 +114,7 @@ class BladesOC(BladesDetector):
             "(protocol clean calibrates on held-out ones)"
         )
         return (
-            f"blades-oc: {fit_images} photographs are few for {self.options.components} components of "
+            f"{fit_images} photographs are few for {self.options.components} components of "
             f"{mixture_parameters(1, dim):,} parameters each (D = {dim})"
             f"{in_sample if self.protocol.threshold == 'in_sample' else ''}",
         )

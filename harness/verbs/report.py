@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,20 @@ def remake(folder: Path) -> list[Path]:
 
 
 def tables_text(folder: Path) -> str:
-    """Every table of a run as Markdown."""
-    parts = [path.read_text(encoding="utf-8") for path in sorted((folder / "tables").glob("*.md"))]
-    return "\n\n".join(parts)
+    """The tables of a run for a terminal, in the suite's order; their legends stay in the files."""
+    wanted = [str(table.get("published") or table["kind"]) for table in read_record(folder)["tables"]]
+    paths = sorted((folder / "tables").glob("*.md"), key=lambda p: (_place(p.stem, wanted), p.stem))
+    parts = []
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        shown = [re.sub(r"\\([_*|~])", r"\1", line) for line in lines if not line.startswith("- ")]
+        parts.append(re.sub(r"\n{3,}", "\n\n", "\n".join(shown)).strip())
+    legend = f"what the columns and marks mean: {folder / 'tables'}/*.md, or the page"
+    return "\n\n".join([*parts, legend])
+
+
+def _place(stem: str, wanted: Sequence[str]) -> int:
+    return wanted.index(stem) if stem in wanted else len(wanted)
 
 
 def log_folder(folder: Path, tracking_uri: str | None) -> str:
