@@ -44,7 +44,7 @@ class Abstain(Exception):
     """Raised by a preprocess when the detector has nothing to say of an image (its score becomes NaN)."""
 
 
-def predict(scores: np.ndarray, threshold: float) -> np.ndarray:
+def predict(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     """Predictions ``[N] int8``: 1 generated (score > threshold), 0 photographic, -1 where the score is NaN."""
     scores = np.asarray(scores, dtype=np.float64)
     return np.where(np.isnan(scores), ABSTAINS, (scores > threshold).astype(np.int8)).astype(np.int8)

@@ -49,6 +49,8 @@ class Progress:
 
     def _progress(self, event: Event) -> None:
         now = time.monotonic()
+        if not self.stage:  # work that announced no start
+            self.stage, self.began, self.last = str(event.fields["stage"]), now, now
         done, total = int(event.fields["done"]), int(event.fields["total"])
         if now - self.last < (0.2 if self.live else PLAIN_SECONDS):
             return
@@ -70,6 +72,7 @@ class Progress:
         extra = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
         done = f"{fields['done']:,} images in " if "done" in fields else ""
         self.say(f"{fields['stage']}: done, {done}{clock(seconds)}{extra}")
+        self.stage = ""
 
     def __call__(self, event: Event) -> None:
         """Show one event; unknown kinds are for other listeners."""
