@@ -156,12 +156,13 @@ def prepare_rows(suite: Suite, weights_root: Path) -> list[PreparedRow]:
 
 def describe(row: PreparedRow) -> dict[str, Any]:
     """The row for ``record.json``."""
+    weights = {slot: {"kind": w.kind, "identity": w.identity, "label": w.label} for slot, w in row.weights.items()}
+    for slot, recipe in row.recipes.items():
+        weights[slot] = {"kind": "recipe", "identity": recipe.recipe, "label": f"recipe {recipe.recipe}"}
     return {
         "name": row.detector.name,
         "options": row.detector.options.model_dump(mode="json"),
-        "weights": {
-            slot: {"kind": w.kind, "identity": w.identity, "label": w.label} for slot, w in row.weights.items()
-        },
+        "weights": weights,
         "random_weights": row.random,
         "seen": list(row.trained_on),
         "published_row": row.detector.facts.published_row,

@@ -220,6 +220,11 @@ def _finish(record: Record, outcome: Outcome, started: float) -> Record:
         entry.status, entry.message, entry.traceback = "failed", failure["message"], failure["traceback"]
     for name, value in outcome.thresholds.items():
         record.detectors[name].threshold = value
+    for entry in record.detectors.values():
+        for weights in entry.weights.values():
+            made = outcome.recipes.get(weights["identity"]) if weights["kind"] == "recipe" else None
+            if made is not None:
+                weights["identity"] = made["sha256"]
     record.failures = [{"row": n, "message": f["message"]} for n, f in outcome.failures.items()]
     record.computed, record.recipes, record.warnings = outcome.computed, outcome.recipes, outcome.warnings
     record.finished = now()
