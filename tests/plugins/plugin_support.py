@@ -188,3 +188,76 @@ def stop_when(process: subprocess.Popen[str], seen: Callable[[], bool], how: sig
 def segments(store: Path) -> Iterator[Path]:
     """Index files of every stored segment."""
     return store.glob("items/*/*.index")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What the engine gave in this process: scores, images computed by kind and rows, failures, what was said."""
+
+    scores: Any
+    computed: dict[str, int]
+    failures: dict[str, dict[str, str]]
+    plan: Any
+    said: list[str]
+    outcome: Any
+
+    def of(self, detector: str) -> dict[tuple[str, str], float]:
+        """Score by image and generator."""
+        rows = self.scores[self.scores["detector"] == detector]
+        return {(s, g): v for s, g, v in zip(rows["sha256"], rows["generator"], rows["score"], strict=True)}
+
+
+def engine_run(
+    suite: Path, data: Path, folder: Path, *, limit: int | None = None, workers: int = 0, batch: int | None = None,
+    threads: int = 1, edits: Any = None, plan_only: bool = False, weights_root: Path = Path("pretrained"),
+) -> Ran:  # fmt: skip
+    """Plan and execute a suite in this process, without tables or tracking; the store is ``folder / "store"``."""
+    import pandas as pd
+
+    from harness.data.edits import InputEdits
+    from harness.engine.data import prepare_data
+    from harness.engine.execute import Executor
+    from harness.engine.images import Reader
+    from harness.engine.plan import Settings, edits_key, make_plan
+    from harness.engine.rows import prepare_rows
+    from harness.engine.suite import load_suite
+    from harness.results.store import Store
+
+    said: list[str] = []
+
+    def listen(event: Any) -> None:
+        if event.kind in ("warning", "note"):
+            said.append(str(event.fields["text"]))
+
+    edits = edits or InputEdits()
+    loaded = load_suite(suite)
+    rows = prepare_rows(loaded, weights_root)
+    store = Store(folder / "store", warn=said.append)
+    seen = [g for row in rows for g in row.trained_on]
+    ready = prepare_data(
+        loaded, data, store, seen=seen, limit=limit, allow_outside=False, on_bad_image="stop", workers=0, emit=listen
+    )
+    settings = Settings("cpu", threads, batch, edits_key(edits))
+    plan = make_plan(loaded, rows, ready.manifest, ready.root, ready.cells, ready.cell_rows, store, settings)
+    if plan_only:
+        return Ran(None, {}, {}, plan, said, None)
+    reader = Reader(ready.root, list(ready.manifest["path"]), list(ready.manifest["sha256"]), edits)
+    outcome = Executor(plan, store, reader, listen, workers).run(folder / "fitted")
+    scores = pd.concat(outcome.scores, ignore_index=True) if outcome.scores else pd.DataFrame()
+    return Ran(scores, computed_by_stage(plan, outcome.computed), outcome.failures, plan, said, outcome)
+
+
+def computed_by_stage(plan: Any, computed: Mapping[str, int]) -> dict[str, int]:
+    """Images computed by "kind of rows", stages that computed nothing left out."""
+    names = {key: f"{stage.kind} of {'+'.join(stage.rows)}" for key, stage in plan.stages.items()}
+    return {names[key]: count for key, count in computed.items() if count}
+
+
+def keys_of(plan: Any) -> dict[str, dict[str, str]]:
+    """Keys by row: maps, features, head, upstream, threshold."""
+    out = {}
+    for row in plan.rows:
+        keys = {stage.kind: stage.key for stage in row.stages}
+        upstream = {} if row.head.upstream is None else {"upstream": row.head.upstream.key}
+        out[row.row.name] = {**keys, "head": row.head.key, **upstream, "threshold": row.threshold_key}
+    return out

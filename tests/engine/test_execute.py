@@ -1,0 +1,430 @@
+"""Execution of real plugins: the same numbers whatever the order, batches or interruptions; failures stay in rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from plugin_support import ALL_ROWS, Ran, engine_run, write_package, write_suite
+
+from harness.api import registry
+from harness.api.errors import DataError, StoreError
+from harness.data.edits import InputEdits, MatchFormat
+from harness.engine import inline
+
+pytestmark = pytest.mark.usefixtures("plugins")
+ROWS = {"calibrated": {}, "pseudo-head": {"generators": ["ldm"]}, "grad-map": {}, "native-size": {}, "abstainer": {}}
+
+
+@pytest.fixture(scope="module")
+def first(plugins: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+    """An undisturbed run of all rows, and its folder."""
+    folder = tmp_path_factory.mktemp("first")
+    return folder, engine_run(write_suite(folder, ROWS), data, folder)
+
+
+@pytest.fixture
+def run(tmp_path: Path, data: Path):
+    """Runs in a folder of the test's own."""
+
+    def ran(rows: Any = ROWS, root: Path = data, folder: Path = tmp_path, **how: Any) -> Ran:
+        changes = {k: how.pop(k) for k in ("fit", "data") if k in how}
+        folder.mkdir(exist_ok=True)
+        return engine_run(write_suite(folder, rows, **changes), root, folder, **how)
+
+    return ran
+
+
+def same(one: Ran, other: Ran, rows: Any = ROWS) -> bool:
+    """Whether all images that both scored have the same bits."""
+    compared = 0
+    for row in rows:
+        left, right = one.of(row), other.of(row)
+        common = left.keys() & right.keys()
+        compared += len(common)
+        if any(left[k] != right[k] and not (math.isnan(left[k]) and math.isnan(right[k])) for k in common):
+            return False
+    return compared > 0
+
+
+def segment(folder: Path, key: str, ending: str = "data") -> Path:
+    return sorted((folder / "store/items" / key).glob(f"*.{ending}"))[0]
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+# what comes out ------------------------------------------------------------------------------------------------
+
+
+def test_every_row_scores_every_image_of_every_cell_once(first) -> None:
+    _, ran = first
+    assert ran.failures == {}
+    named = {(s, g) for s, g in zip(ran.plan.cells["sha256"], ran.plan.cells["generator"], strict=True)}
+    for row in ROWS:
+        assert ran.of(row).keys() == named
+        assert (ran.scores["detector"] == row).sum() == len(named)
+
+
+def test_the_columns_are_those_of_the_schema(first) -> None:
+    kinds = {name: str(kind) for name, kind in first[1].scores.dtypes.items()}
+    assert list(kinds) == ["sha256", "label", "generator", "detector", "score", "threshold", "prediction"]
+    assert (kinds["label"], kinds["score"], kinds["threshold"], kinds["prediction"]) == (
+        "int8",
+        "float64",
+        "float64",
+        "int8",
+    )
+
+
+def test_small_and_dark_images_abstain_and_no_others(first, data: Path) -> None:
+    _, ran = first
+    table = ran.plan.manifest.set_index("sha256")
+    silent = {s for (s, _), score in ran.of("abstainer").items() if math.isnan(score)}
+    for sha in {s for s, _ in ran.of("abstainer")}:
+        pixels = np.asarray(Image.open(data / table.loc[sha, "path"]).convert("RGB"))
+        assert (sha in silent) == (min(pixels.shape[:2]) < 40 or pixels.mean() < 20)
+    assert len(silent) == 1
+    rows = ran.scores[(ran.scores["detector"] == "abstainer") & ran.scores["score"].isna()]
+    assert set(rows["prediction"]) == {-1}
+
+
+def test_a_held_out_threshold_comes_from_photographs_the_head_never_saw(first) -> None:
+    (row,) = [r for r in first[1].plan.rows if r.row.name == "calibrated"]
+    splits = first[1].plan.manifest["split"].to_numpy()
+    assert set(splits[row.calibration_rows]) == {"select"}
+    assert set(splits[row.head.fit_rows]) == {"train"}
+
+
+def test_a_head_learns_from_train_images_of_its_generators_and_none_of_them_is_tested(first) -> None:
+    _, ran = first
+    (row,) = [r for r in ran.plan.rows if r.row.name == "pseudo-head"]
+    fitted = ran.plan.manifest.iloc[row.head.fit_rows]
+    assert set(fitted[fitted["label"] == 1]["generator"]) == {"ldm"}
+    assert set(fitted["split"]) == {"train"}
+    assert not set(fitted["sha256"]) & set(ran.plan.cells["sha256"])
+
+
+def test_detectors_tell_the_two_classes_apart(first) -> None:
+    found = first[1].scores.query("detector == 'native-size'")
+    means = found.groupby("label")["score"].mean()
+    assert means[1] > means[0]
+
+
+# what is computed ---------------------------------------------------------------------------------------------------
+
+
+def test_shared_stages_are_computed_once_and_a_second_run_computes_nothing(first, data: Path) -> None:
+    folder, ran = first
+    counts = dict(ran.computed)
+    assert set(counts) == {
+        "features of calibrated+pseudo-head", "maps of grad-map", "features of grad-map", "features of native-size",
+        "features of abstainer",
+    }  # fmt: skip
+    again = engine_run(write_suite(folder, ROWS), data, folder)
+    assert again.computed == {}
+    assert not [text for text in again.said if text.startswith("fitting")]
+    assert again.scores.equals(ran.scores)
+
+
+def test_the_same_data_in_another_folder_recomputes_nothing(first, data: Path, tmp_path: Path, run) -> None:
+    folder, ran = first
+    shutil.copytree(folder / "store", tmp_path / "store")
+    moved = run(root=Path(shutil.copytree(data, tmp_path / "moved")))
+    assert moved.computed == {}
+    assert moved.scores.equals(ran.scores)
+
+
+def test_another_draw_or_another_detector_computes_what_is_missing_alone(run) -> None:
+    few = run({"calibrated": {}}, limit=3)
+    many = run({"calibrated": {}})
+    both = run({"calibrated": {}, "pseudo-head": {}})
+    assert few.computed["features of calibrated"] + many.computed["features of calibrated"] == len(
+        many.plan.rows[0].extractor.needed
+    )
+    assert both.computed == {}
+
+
+# the same numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_workers_change_no_bit(first, run, workers: int) -> None:
+    assert run(workers=workers).scores.equals(first[1].scores)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 7])
+def test_a_limit_and_its_short_last_batches_change_no_bit(first, run, limit: int) -> None:
+    limited = run(limit=limit)
+    assert 0 < len(limited.scores) < len(first[1].scores)
+    assert same(limited, first[1])
+
+
+def test_the_order_of_test_images_changes_no_bit(first, run, data: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(data, tmp_path / "reordered"))
+    listed = root / "celeba-face/test.txt"
+    lines = listed.read_text().splitlines(keepends=True)
+    listed.write_text("".join(lines[i] for i in np.random.default_rng(3).permutation(len(lines))))
+    shuffled = run(root=root)
+    assert [*shuffled.plan.manifest["sha256"]] != [*first[1].plan.manifest["sha256"]]
+    assert same(shuffled, first[1])
+    assert all(len(shuffled.of(row)) == len(first[1].of(row)) for row in ROWS)
+
+
+def test_the_order_of_rows_and_other_rows_change_no_bit(first, run) -> None:
+    assert same(run(dict(reversed(ROWS.items()))), first[1])
+
+
+def test_alone_or_with_others_a_row_has_the_same_scores(first, run, tmp_path: Path) -> None:
+    for row in ("calibrated", "grad-map"):
+        assert same(run({row: ROWS[row]}, folder=tmp_path / row), first[1], [row])
+
+
+def test_micro_batches_of_1_and_32_agree_to_1e5(first, run, tmp_path: Path) -> None:
+    one, many = run(batch=1, folder=tmp_path / "1"), run(batch=32, folder=tmp_path / "32")
+    for row in ROWS:
+        left, right = one.of(row), many.of(row)
+        assert left.keys() == right.keys()
+        for image in left:
+            assert left[image] == pytest.approx(right[image], rel=1e-5, abs=1e-5, nan_ok=True)
+    assert one.computed == many.computed == first[1].computed
+
+
+def test_features_of_micro_batches_of_1_and_32_agree_to_1e5(run, tmp_path: Path) -> None:
+    from harness.results.store import Store
+
+    found = []
+    for size in (1, 32):
+        ran = run({"calibrated": {}}, batch=size, folder=tmp_path / str(size))
+        stage = ran.plan.rows[0].extractor
+        found.append(Store(tmp_path / str(size) / "store").items(stage.key).matrix(stage.needed, 9)[0])
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-5)
+
+
+def test_an_interrupted_stage_goes_on_where_it_stopped_with_the_same_bits(first, run, monkeypatch) -> None:
+    monkeypatch.setattr(inline, "FLUSH_ROWS", 4)
+    original, calls = inline.forward, []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(inline, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(inline, "forward", original)
+    resumed = run()
+    assert 0 < sum(resumed.computed.values()) < sum(first[1].computed.values())
+    assert resumed.scores.equals(first[1].scores)
+
+
+# sidecars and edits -------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_sidecar_recomputes_its_image_alone(run, data: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(data, tmp_path / "boxed"))
+    before = run({"abstainer": {}}, root=root)
+    sha, generator = next(k for k, v in before.of("abstainer").items() if k[1] == "ldm" and not math.isnan(v))
+    path = root / before.plan.manifest.set_index("sha256").loc[sha, "path"]
+    side = min(Image.open(path).size)
+    path.with_name(path.name + ".json").write_text(json.dumps({"box": [side - 40, side - 40, side, side]}))
+    after = run({"abstainer": {}}, root=root)
+    assert after.computed == {"features of abstainer": 1}
+    moved = {k for k, v in after.of("abstainer").items() if v != before.of("abstainer")[k] and not math.isnan(v)}
+    assert moved == {(sha, generator)}
+    path.with_name(path.name + ".json").unlink()
+    assert run({"abstainer": {}}, root=root).computed == {}
+
+
+def test_matched_formats_give_other_scores_and_are_stored_apart(run) -> None:
+    plain = run({"native-size": {}})
+    matched = run({"native-size": {}}, edits=InputEdits(match_format=MatchFormat(size=64, quality=80)))
+    assert matched.computed == plain.computed
+    assert not same(plain, matched, ["native-size"])
+    assert run({"native-size": {}}).computed == {}
+
+
+# damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["data", "index"])
+def test_damaged_features_are_computed_again_in_the_same_run_and_said(first, data, tmp_path, run, ending: str) -> None:
+    folder, ran = first
+    shutil.copytree(folder / "store", tmp_path / "store")
+    stage = ran.plan.rows[0].extractor
+    spoil(segment(tmp_path, stage.key, ending))
+    mended = run()
+    assert mended.computed == {"features of calibrated+pseudo-head": len(stage.needed)}
+    assert mended.scores.equals(ran.scores)
+    assert any("set aside" in text for text in mended.said)
+    assert run().computed == {}
+
+
+def test_damaged_maps_are_computed_again_where_they_are_needed(first, data, tmp_path, run) -> None:
+    folder, ran = first
+    shutil.copytree(folder / "store", tmp_path / "store")
+    maps, features = next(row for row in ran.plan.rows if row.row.name == "grad-map").stages
+    spoil(segment(tmp_path, maps.key))
+    shutil.rmtree(tmp_path / "store/items" / features.key)
+    mended = run()
+    assert mended.failures == {}
+    assert mended.computed == {"maps of grad-map": len(maps.needed), "features of grad-map": len(maps.needed)}
+    assert mended.scores.equals(ran.scores)
+
+
+def test_a_damaged_head_is_fitted_again(first, data, tmp_path, run) -> None:
+    folder, ran = first
+    shutil.copytree(folder / "store", tmp_path / "store")
+    spoil(tmp_path / "store/heads" / ran.plan.rows[0].head.key / "head.safetensors")
+    mended = run()
+    assert mended.scores.equals(ran.scores)
+    assert any("fitted again" in text for text in mended.said)
+
+
+# rows that fail -----------------------------------------------------------------------------------------------------
+
+BAD = """
+from dataclasses import dataclass
+from bench_plugins.calibrated import Calibrated
+from bench_plugins.gaussian import GaussianHead
+from bench_plugins.pixels import PixelStatistics, Square
+from harness.api.contract import Facts
+
+@dataclass(frozen=True)
+class BadSquare(Square):
+    def __call__(self, pixels, sidecar=None):
+        raise RuntimeError("bad preprocess")
+
+@dataclass(frozen=True)
+class BadLoad(PixelStatistics):
+    def load(self, weights, device):
+        raise RuntimeError("bad load")
+
+@dataclass(frozen=True)
+class BadForward(PixelStatistics):
+    def load(self, weights, device):
+        def forward(images):
+            raise RuntimeError("bad forward")
+        return forward
+
+@dataclass(frozen=True)
+class BadShape(PixelStatistics):
+    def load(self, weights, device):
+        return lambda images: images.mean(dim=(1, 2, 3)).unsqueeze(1)
+
+@dataclass(frozen=True)
+class BadRows(PixelStatistics):
+    def load(self, weights, device):
+        good = super().load(weights, device)
+        return lambda images: good(images)[:1]
+
+@dataclass(frozen=True)
+class BadFit(GaussianHead):
+    def fit(self, data, weights):
+        raise RuntimeError("bad fit")
+
+class Bad(Calibrated):
+    facts = Facts("Bad", "", "", "")
+    def preprocess(self):
+        return BadSquare() if self.name == "bad-preprocess" else super().preprocess()
+    def extractor(self):
+        kinds = {"bad-load": BadLoad, "bad-forward": BadForward, "bad-shape": BadShape, "bad-rows": BadRows}
+        return kinds.get(self.name, PixelStatistics)()
+    def head(self):
+        return BadFit() if self.name == "bad-fit" else super().head()
+"""
+WAYS = ("preprocess", "load", "forward", "shape", "rows", "fit")
+BAD += "".join(f'class Bad_{way}(Bad):\n    name = "bad-{way}"\n' for way in WAYS)
+
+
+@pytest.fixture
+def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    points = {f"bad-{way}": f"h7_bad:Bad_{way}" for way in WAYS}
+    monkeypatch.syspath_prepend(str(write_package(tmp_path / "bad", "h7-bad", points, {"h7_bad": BAD})))
+    yield
+    registry._load.cache_clear()
+
+
+@pytest.mark.usefixtures("bad")
+def test_a_row_that_fails_in_any_way_is_recorded_and_the_rest_go_on(first, run) -> None:
+    rows = {**{f"bad-{way}": {} for way in WAYS}, **ROWS}
+    ran = run(rows)
+    assert set(ran.failures) == {f"bad-{way}" for way in WAYS}
+    assert "RuntimeError: bad preprocess" in ran.failures["bad-preprocess"]["message"]
+    assert "h7_bad.py" in ran.failures["bad-fit"]["traceback"]
+    assert "[8, 9]" in ran.failures["bad-shape"]["message"]
+    assert "gave [1, 9]" in ran.failures["bad-rows"]["message"]
+    assert same(ran, first[1])
+    assert all(len(ran.of(row)) == len(first[1].of(row)) for row in ROWS)
+
+
+def test_an_image_that_changes_under_the_run_stops_it_and_is_named(data: Path, tmp_path: Path, monkeypatch) -> None:
+    from harness.engine.images import Reader
+
+    root = Path(shutil.copytree(data, tmp_path / "changing"))
+    original = Reader.pixels
+
+    def changed(self: Reader, row: int) -> np.ndarray:
+        Image.new("RGB", (50, 50)).save(root / "ldm/0000.png")
+        return original(self, row)
+
+    monkeypatch.setattr(Reader, "pixels", changed)
+    with pytest.raises(DataError, match=r"ldm/0000\.png"):
+        engine_run(write_suite(tmp_path, {"calibrated": {}}), root, tmp_path)
+
+
+def test_a_full_disk_stops_the_run_and_keeps_earlier_stages(run, tmp_path: Path, first, monkeypatch) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(StoreError, match="what was computed before is kept"):
+            run({"calibrated": {}, "grad-map": {}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resumed = run({"calibrated": {}, "grad-map": {}})
+    assert "features of calibrated" not in resumed.computed
+    assert same(resumed, first[1], ["calibrated", "grad-map"])
+
+
+def test_a_disk_that_is_too_small_is_known_before_anything_is_computed(run, tmp_path: Path, monkeypatch) -> None:
+    from collections import namedtuple
+
+    from harness.engine.execute import check_disk
+    from harness.results.store import Store
+
+    plan = run({"grad-map": {}}, plan_only=True).plan
+    check_disk(plan, Store(tmp_path / "store"))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 60 << 20))
+    with pytest.raises(StoreError, match=r"GB free[\s\S]*--store"):
+        check_disk(plan, Store(tmp_path / "store"))
+
+
+# what a row fitted --------------------------------------------------------------------------------------------------
+
+
+def test_a_fitted_folder_names_weights_and_sets_by_digest(first) -> None:
+    folder, ran = first
+    document = json.loads((folder / "fitted/pseudo-head/fitted.json").read_text())
+    (row,) = [r for r in ran.plan.rows if r.row.name == "pseudo-head"]
+    fitted = ran.plan.manifest["sha256"].iloc[row.head.fit_rows]
+    assert document["fit_set"] == hashlib.sha256("".join(fitted).encode()).hexdigest()
+    assert document["fit_images"] == len(fitted)
+    assert document["options"]["generators"] == ["ldm"]
+    assert document["threshold"] == 0.5
+    assert str(folder) not in json.dumps(document)
+    assert {p.name for p in (folder / "fitted").iterdir()} == set(ALL_ROWS)
