@@ -26,6 +26,8 @@ from harness.results.store import read_head, write_head
 Images = Sequence[str | Path | np.ndarray]
 CHUNK = 256
 """Images decoded at a time."""
+FITTED_KEYS = ("detector", "options", "protocol", "weights", "threshold", "edits", "micro_batches", "numerics")
+"""What ``fitted.json`` must hold to be loaded."""
 
 
 class DetectorHandle:
@@ -183,8 +185,11 @@ def load_fitted(folder: str | Path, weights: str | Path | None = None) -> Detect
     try:
         document = json.loads((folder / "fitted.json").read_text(encoding="utf-8"))
         arrays, meta = read_head(folder / "head")
-    except (OSError, ValueError, StoreError) as error:
+        absent = [key for key in FITTED_KEYS if key not in document]
+    except (OSError, ValueError, TypeError, StoreError) as error:
         raise DataError(f"not a fitted detector: {error}", where=folder) from error
+    if absent:
+        raise DataError(f"not a fitted detector: fitted.json lacks {', '.join(absent)}", where=folder)
     switches = document["protocol"]
     detector = make_detector(document["detector"], document["options"], Protocol.model_validate(switches))
     handle = DetectorHandle.__new__(DetectorHandle)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 5.0
 FLUSH_ROWS = 4096
+ROWS_AT_ONCE = 4
+"""Rows that CPU kernels take together: a matrix with one column (a network's logit) is multiplied by four rows at a
+time, and rows left over are summed in another order, so that the last bit of 10 rows depends on their places (seen
+for every batch size that is no multiple of 4, and for none that is)."""
 
 
 class LostError(StoreError):
@@ -108,7 +112,9 @@ def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 def forward(
     run: Callable[[Tensor], Tensor], batch: list[Row], stage: Transform | Extractor, size: int, device: str
 ) -> list[np.ndarray | None]:
-    """Results of a batch, padded with zeros to the micro-batch size; None for abstentions.
+    """Results of a batch, padded with zeros to one size; None for abstentions.
+
+    The size is the micro-batch, rounded up to a multiple of ``ROWS_AT_ONCE`` unless it is 1.
 
     Raises:
         PluginError: the stage gave a result of another shape than it states.
@@ -119,6 +125,7 @@ def forward(
     out: list[np.ndarray | None] = [None] * len(batch)
     if not tensors:
         return out
+    size = size if size == 1 else size + -size % ROWS_AT_ONCE
     padded = torch.zeros((size, *tensors[0].shape), dtype=tensors[0].dtype)
     torch.stack(tensors, out=padded[: len(tensors)])
     with torch.no_grad():

@@ -200,6 +200,13 @@ def test_micro_batches_of_1_and_32_agree_to_1e5(first, run, tmp_path: Path) -> N
     assert one.computed == many.computed == first[1].computed
 
 
+@pytest.mark.parametrize("batch", [5, 7, 10])
+def test_odd_micro_batches_change_no_bit_by_order_or_limit(run, data: Path, tmp_path: Path, batch: int) -> None:
+    rows = {"trained-cnn": {"weights": "random:3"}}
+    whole = run(rows, batch=batch, folder=tmp_path / "whole")
+    assert same(run(rows, batch=batch, limit=3, folder=tmp_path / "few"), whole, rows)
+
+
 def test_features_of_micro_batches_of_1_and_32_agree_to_1e5(run, tmp_path: Path) -> None:
     from harness.results.store import Store
 
