@@ -62,7 +62,11 @@ def is_partial(record: Mapping[str, Any]) -> bool:
 
 
 def _row_reason(record: Mapping[str, Any], row: str) -> str:
-    return "random weights" if record["detectors"].get(row, {}).get("random_weights") else ""
+    entry = record["detectors"].get(row, {})
+    if entry.get("random_weights"):
+        return "random weights"
+    changed = entry.get("changed") or ()
+    return f"options changed by the user: {', '.join(changed)}" if changed else ""
 
 
 def _mean_reason(column: str, test_sets: Sequence[str]) -> str:

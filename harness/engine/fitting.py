@@ -72,7 +72,8 @@ def fitted_head(work: HeadWork, plan: Plan, plan_row: RowPlan, store: Store, emi
         if stored is not None:
             return work.head.fitted_class.restore(*stored)
         upstream = None if work.upstream is None else fitted_head(work.upstream, plan, plan_row, store, emit)
-        emit(Event("note", {"text": f"fitting the head of {plan_row.row.name} on {len(work.fit_rows)} images"}))
+        what = f"on {len(work.fit_rows):,} images" if len(work.fit_rows) else "from its weights"
+        emit(Event("note", {"text": f"making the head of {plan_row.row.name} {what}"}))
         arrays, meta = _fit(work, plan, plan_row, store, upstream).state()
         store.put_head(work.key, arrays, meta)
     raise StoreError("a fitted head did not reach the store", where=store.root)

@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 class DetectorRecord(BaseModel):
-    """One row: which plugin, options and weights, how it ended."""
+    """One row: which plugin, options and weights, how it ended; ``changed`` are its options that ``--set`` changed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,6 +41,7 @@ class DetectorRecord(BaseModel):
     random_weights: bool = False
     seen: list[str] = Field(default_factory=list)
     published_row: str | None = None
+    changed: list[str] = Field(default_factory=list)
     threshold: float | None = None
 
 

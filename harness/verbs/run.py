@@ -188,6 +188,12 @@ def _run_id() -> str:
     return f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
+def _changed_options(settings: Sequence[str], row: str) -> list[str]:
+    """Options of a row that ``--set`` changed (its weights aside): such a row is not the published detector."""
+    words = [setting.partition("=")[0].strip().removeprefix("detectors.").split(".") for setting in settings]
+    return [".".join(w[1:]) for w in words if w[0] == row and w[1:2] != ["weights"]]
+
+
 def _first_record(
     request: RunRequest, suite: Suite, rows: list[PreparedRow], data: RunData, settings: Settings, run_id: str
 ) -> Record:
@@ -197,6 +203,7 @@ def _first_record(
     detectors = {}
     for row in rows:
         entry = DetectorRecord.model_validate(describe(row))
+        entry.changed = _changed_options(request.settings, row.name)
         if row.missing:
             entry.status, entry.message = "missing", row.missing
         detectors[row.name] = entry
