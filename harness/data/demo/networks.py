@@ -35,6 +35,12 @@ class ConvGan(nn.Module):
         self.last = nn.ConvTranspose2d(widths[-1], 20, 4, 2, 1)
         self.grain = nn.Parameter(torch.full((20, 1, 1), 0.05))
         self.colour = nn.Conv2d(20, 3, 3, padding=1)
+        self.register_buffer("shift", torch.zeros(self.latent))
+        self.register_buffer("shape", torch.eye(self.latent))
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Latents `[B, 96]` for standard normal `noise` `[B, 96]`: a Gaussian fitted to the codes of photographs."""
+        return self.get_buffer("shift") + noise @ self.get_buffer("shape").T
 
     def trunk(self, z: Tensor) -> Tensor:
         """Features `[B, 32, 64, 64]` for latents `z` `[B, 96]`."""
@@ -50,19 +56,18 @@ class ConvGan(nn.Module):
         return torch.tanh(self.colour(x))
 
     def forward(self, z: Tensor, noise: Tensor) -> Tensor:
-        return self.finish(self.trunk(z), noise)
+        return self.finish(self.trunk(self.draw(z)), noise)
 
 
 class Critic(nn.Module):
-    """Real or generated: strided convolutions with spectral norm; `depth` layers (4: whole picture at 64 px)."""
+    """Real or generated: plain strided convolutions, read once for the whole 64-pixel picture or at every patch."""
 
     def __init__(self, widths: tuple[int, ...], whole: bool) -> None:
         super().__init__()
-        norm = nn.utils.parametrizations.spectral_norm
         layers: list[nn.Module] = []
         for a, b in pairwise((3, *widths)):
-            layers += [norm(nn.Conv2d(a, b, 4, 2, 1)), nn.LeakyReLU(0.2)]
-        layers.append(norm(nn.Conv2d(widths[-1], 1, 4 if whole else 3)))
+            layers += [nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers.append(nn.Conv2d(widths[-1], 1, 4 if whole else 3))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
