@@ -96,7 +96,8 @@ def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict"))
         raise WeightsError(
             f"refused to load: not a plain dictionary of tensors ({first[:160]})",
             where=path,
-            fix="download it again; a pickled module or a TorchScript archive must first be converted to safetensors",
+            fix="download it again; a pickled module or a TorchScript archive must first be converted to safetensors "
+            "with `harness weights convert FILE --out FILE.safetensors`",
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"holds a {type(content).__name__}, not a dictionary of tensors", where=path)
