@@ -84,13 +84,11 @@ class MixtureDetector(Detector):
 
     def warnings(self, fit_images: int) -> Sequence[str]:
         """Says when photographs are few for the mixture: less than 2·D a component (METHOD "OC")."""
-        return few_photographs(
-            self.name, fit_images, self.options.components, self.extractor().dim, self.protocol.threshold
-        )
+        return few_photographs(fit_images, self.options.components, self.extractor().dim, self.protocol.threshold)
 
 
 def few_photographs(
-    detector: str, images: int, components: int, dim: int, calibration: Literal["in_sample", "held_out"]
+    images: int, components: int, dim: int, calibration: Literal["in_sample", "held_out"]
 ) -> tuple[str, ...]:
     """A warning, or none, of a mixture of `components` on `images` photographs of `dim` features.
 
@@ -104,6 +102,6 @@ def few_photographs(
         "(protocol clean calibrates on held-out ones)"
     )
     return (
-        f"{detector}: {images} photographs are few for {components} components of "
+        f"{images} photographs are few for {components} components of "
         f"{mixture_parameters(1, dim):,} parameters each (D = {dim}){in_sample if calibration == 'in_sample' else ''}",
     )
