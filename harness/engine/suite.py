@@ -186,7 +186,8 @@ def _assign(document: dict[str, Any], setting: str) -> None:
 
 
 def _explain(error: ValidationError, where: object) -> NoReturn:
-    first = error.errors()[0]
+    # a misspelt key is both spare and missing: the spare one tells what was meant
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         model: Any = Suite
