@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.api.errors import ConfigError, DataError, HarnessError, StoreError
 from harness.api.events import Event, Listener
+from harness.engine.bundled import describe_weights
 from harness.engine.fitting import fitted_head, score_row, threshold_of
 from harness.engine.images import Reader
 from harness.engine.inline import LostError, pin_numerics, run_stage
@@ -194,11 +195,8 @@ def save_fitted(folder: Path, row: RowPlan, plan: Plan, store: Store, threshold:
         raise StoreError("a fitted head is gone from the store", where=row.head.key, fix="run again")
     write_head(folder / "head", *stored)
     sha = plan.manifest["sha256"].to_numpy()
-    weights = {}
-    for stage in row.stages:
-        for slot, resolved in stage.weights.items():
-            file = resolved.path.name if resolved.path is not None else None
-            weights[slot] = {"kind": resolved.kind, "identity": resolved.identity, "file": file, "seed": resolved.seed}
+    resolved = {slot: w for stage in row.stages for slot, w in stage.weights.items()} | dict(row.head.weights)
+    weights = {slot: describe_weights(folder, slot, w) for slot, w in resolved.items()}
     document = {
         "detector": row.row.detector.name,
         "row": row.row.name,

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.api.contract import Chain, Detector, FitData, FittedHead, FixedThreshold, Head
+from harness.api.contract import Abstain, Chain, Detector, FitData, FittedHead, FixedThreshold, Head
 from harness.api.errors import ConfigError, DataError, ProtocolError, StoreError, WeightsError
 from harness.api.protocol import Protocol
 from harness.api.registry import make_detector
 from harness.api.weights import ResolvedWeights
 from harness.data.edits import InputEdits, MatchFormat
+from harness.engine.bundled import Places
 from harness.engine.fitting import score_features
 from harness.engine.rows import prepare_row
-from harness.engine.selfcheck import features_now
+from harness.engine.stream import pinned, stream_features
 from harness.engine.suite import DetectorRow
 from harness.results.files import to_json, write_atomic
 from harness.results.store import read_head, write_head
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Images = Sequence[str | Path | np.ndarray]
-CHUNK = 256
-"""Images decoded at a time."""
 FITTED_KEYS = ("detector", "options", "protocol", "weights", "threshold", "edits", "micro_batches", "numerics")
 """What ``fitted.json`` must hold to be loaded."""
 
@@ -39,7 +40,9 @@ class DetectorHandle:
         self.head: FittedHead | None = None
         self._threshold: float | None = None
         self.edits = InputEdits()
+        self.device = "cpu"
         self.threads: int | None = None
+        self.provenance: dict[str, Any] = {}
         self.micro_batches = [*(t.micro_batch for t in self.chain.transforms), self.chain.extractor.micro_batch]
         if self.chain.head.fit_on == "nothing" and isinstance(self.chain.threshold, FixedThreshold):
             self.head = self.chain.head.fit(None, weights)
@@ -50,16 +53,20 @@ class DetectorHandle:
 
         A fitted detector edits images, cuts batches and pins threads as the run did that fitted it.
         """
-        parts = [np.empty((0, self.chain.extractor.dim), np.float32)]
-        with _threads(self.threads):
-            for start in range(0, len(images), CHUNK):
-                chunk = images[start : start + CHUNK]
-                pixels = [self._pixels(image) for image in chunk]
-                beside = [
-                    None if isinstance(i, np.ndarray) else self.chain.preprocess.sidecar(Path(i)) for i in chunk
-                ]  # fmt: skip
-                parts.append(features_now(self.chain, self.weights, pixels, self.micro_batches, beside))
-        return np.concatenate(parts)
+        out = np.empty((len(images), self.chain.extractor.dim), np.float32)
+        tensors = (self._tensor(image) for image in images)
+        with pinned(self.threads):
+            found = stream_features(self.chain, self.weights, tensors, self.micro_batches, self.device)
+            for row, value in zip(out, found, strict=True):
+                row[:] = value
+        return out
+
+    def _tensor(self, image: str | Path | np.ndarray) -> Tensor | None:
+        beside = None if isinstance(image, np.ndarray) else self.chain.preprocess.sidecar(Path(image))
+        try:
+            return self.chain.preprocess(self._pixels(image), beside)
+        except Abstain:
+            return None
 
     def _pixels(self, image: str | Path | np.ndarray) -> np.ndarray:
         from harness.api.images import decode, read_image_file
@@ -68,22 +75,43 @@ class DetectorHandle:
             return self.edits.apply(image)
         return self.edits.apply(decode(read_image_file(Path(image)), name=str(image), rotate=self.edits.rotate))
 
-    def fit(self, photographic: Images, generated: Images | None = None) -> DetectorHandle:
-        """Fit head and threshold; returns itself. ``generated`` is needed by heads that learn from both classes.
+    def fit(
+        self, photographic: Images, generated: Images | None = None, held_out: Images | None = None
+    ) -> DetectorHandle:
+        """Fit head and threshold; returns itself.
+
+        Args:
+            photographic: the fit set, in order.
+            generated: needed by heads that learn from both classes.
+            held_out: photographs that calibrate the threshold where its rule says so.
 
         Raises:
-            ProtocolError: the threshold is calibrated on held-out photographs (use a suite, which has them), or
-                generated images are missing.
+            ProtocolError: the threshold is calibrated on held-out photographs and there are none, or generated
+                images are missing.
         """
         rule = self.chain.threshold
-        if not isinstance(rule, FixedThreshold) and rule.calibration == "held_out":
-            fix = "use the protocol 'paper', or run a suite, whose `select` photographs calibrate"
+        apart = not isinstance(rule, FixedThreshold) and rule.calibration == "held_out"
+        if apart and not held_out:
+            fix = "give held_out=IMAGES, use the protocol 'paper', or run a suite, whose `select` photographs calibrate"
             raise ProtocolError("fit() has no held-out photographs to calibrate on", fix=fix)
-        clean = self.features(photographic)
-        made = None if generated is None else self.features(generated)
-        self.head = self._fit(self.chain.head, clean, made)
-        calibration = score_features(self.head, clean)
-        self._threshold = rule.value if isinstance(rule, FixedThreshold) else rule.value(calibration)
+        return self.fit_features(
+            self.features(photographic),
+            None if generated is None else self.features(generated),
+            self.features(held_out) if apart and held_out is not None else None,
+        )
+
+    def fit_features(
+        self, clean: np.ndarray, made: np.ndarray | None = None, calibration: np.ndarray | None = None
+    ) -> DetectorHandle:
+        """Fit head and threshold on features ``[N, D]`` as a run does; ``calibration`` is ``clean`` unless given."""
+        from threadpoolctl import threadpool_limits
+
+        rule = self.chain.threshold
+        with threadpool_limits(limits=self.threads):
+            head = self._fit(self.chain.head, clean, made)
+        self.head = type(head).restore(*head.state())
+        scores = score_features(self.head, clean if calibration is None else calibration)
+        self._threshold = rule.value if isinstance(rule, FixedThreshold) else rule.value(scores)
         return self
 
     def _fit(self, head: Head, clean: np.ndarray, made: np.ndarray | None) -> FittedHead:
@@ -101,6 +129,8 @@ class DetectorHandle:
         order = head.fit_order(sum(len(part) for part in parts))
         features, label = np.concatenate(parts)[order], np.concatenate(labels)[order]
         good = np.isfinite(features).all(axis=1)
+        if not good.any():
+            raise ProtocolError(f"{self.detector.name} abstains on every image of the fit set")
         names = ["generated" if value else "" for value in label[good]]
         return head.fit(FitData(features[good], label[good], names, above), self.weights)
 
@@ -144,7 +174,8 @@ class DetectorHandle:
             "threshold": self.threshold,
             "edits": self.edits.model_dump(mode="json"),
             "micro_batches": self.micro_batches,
-            "numerics": {"threads": self.threads},
+            "numerics": {"threads": self.threads, "device": self.device.split(":")[0]},
+            **self.provenance,
         }
         write_atomic(folder / "fitted.json", to_json(document))
         return folder
@@ -152,34 +183,52 @@ class DetectorHandle:
 
 def load_detector(
     name: str,
-    weights: str | None = None,
+    weights: str | Mapping[str, str] | None = None,
     *,
     protocol: str = "paper",
     weights_root: str | Path = "pretrained",
     **options: Any,
 ) -> DetectorHandle:
-    """A detector by name; ``weights`` is a path, ``random``, ``random:SEED``, or None for the official file.
+    """A detector by name; ``weights`` is a path, ``random``, ``random:SEED``, a mapping from slots to these, or None
+    for the official files. ``options`` are the detector's own, and ``batch_size``.
 
     Raises:
         ConfigError: unknown detector or option.
         WeightsError: the weights are not there (says which file, where from, where to put it), or do not fit.
     """
-    row = DetectorRow.model_validate({"detector": name, "weights": weights, **options})
+    said = dict(weights) if isinstance(weights, Mapping) else weights
+    row = DetectorRow.model_validate({"detector": name, "weights": said, **options})
     prepared = prepare_row(name, row, Protocol.named(protocol), Path(weights_root))
     if prepared.missing is not None:
         raise WeightsError(prepared.missing, where=f"detector {name}")
-    return DetectorHandle(prepared.detector, dict(prepared.weights))
+    if prepared.recipes:
+        fix = "run a suite with it, and take the weights from the run's fitted folder"
+        raise ConfigError("a recipe is trained by a run", where=f"detector {name}", fix=fix)
+    handle = DetectorHandle(prepared.detector, dict(prepared.weights))
+    if prepared.batch_size is not None:
+        size = prepared.batch_size
+        handle.micro_batches = [1 if own == 1 else size for own in handle.micro_batches]
+    return handle
 
 
-def load_fitted(folder: str | Path, weights: str | Path | None = None) -> DetectorHandle:
+def load_fitted(
+    folder: str | Path,
+    weights: str | Path | Sequence[str | Path] | None = None,
+    *,
+    weights_root: str | Path | None = None,
+    device: str | None = None,
+) -> DetectorHandle:
     """A fitted detector from its folder (``fitted/<row>`` of a run, or what ``save`` wrote).
 
     Args:
         folder: the fitted folder.
-        weights: the weights file it names by digest; not needed for random weights or none.
+        weights: the weights file (or files) it names by digest; not needed where they are random, none, or in the
+            folder itself.
+        weights_root: where they are looked for by digest otherwise.
+        device: None takes the kind it was fitted on, where torch sees one, else the CPU.
 
     Raises:
-        DataError: no fitted folder. WeightsError: the weights file is needed and absent, or has another digest.
+        DataError: no fitted folder. WeightsError: a weights file is needed and absent, or has another digest.
     """
     folder = Path(folder)
     try:
@@ -194,11 +243,16 @@ def load_fitted(folder: str | Path, weights: str | Path | None = None) -> Detect
     detector = make_detector(document["detector"], document["options"], Protocol.model_validate(switches))
     handle = DetectorHandle.__new__(DetectorHandle)
     handle.detector, handle.chain = detector, Chain.of(detector)
-    handle.weights = {slot: _weights(slot, said, weights) for slot, said in document["weights"].items()}
+    given = [weights] if isinstance(weights, str | Path) else list(weights or ())
+    places = Places(folder, tuple(Path(g) for g in given), None if weights_root is None else Path(weights_root))
+    handle.weights = {slot: places.find(slot, said) for slot, said in document["weights"].items()}
     handle.head = handle.chain.head.fitted_class.restore(arrays, meta)
     handle._threshold = float(document["threshold"])
     handle.edits = _edits(document["edits"])
     handle.threads, handle.micro_batches = document["numerics"]["threads"], document["micro_batches"]
+    handle.device = device or _device(document["numerics"].get("device", "cpu"))
+    kept = ("fit_images", "fit_set", "calibration_images", "calibration_set")
+    handle.provenance = {key: document[key] for key in kept if key in document}
     return handle
 
 
@@ -208,31 +262,9 @@ def _edits(said: dict[str, Any]) -> InputEdits:
     return InputEdits(rotate=bool(said.get("rotate", False)), match_format=matched)
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Torch's intra-op threads inside; as before outside."""
+def _device(said: str) -> str:
+    if said == "cpu":
+        return said
     import torch
 
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _weights(slot: str, said: dict[str, Any], given: str | Path | None) -> ResolvedWeights:
-    from harness.api.weights import file_digest
-
-    if said["kind"] == "random":
-        return ResolvedWeights("random", said["identity"], seed=int(said["seed"]))
-    if given is None:
-        raise WeightsError(f"slot {slot!r} needs its weights file {said['file']}", fix="pass weights=PATH")
-    path = Path(given)
-    digest = file_digest(path)
-    if said["kind"] == "file" and digest != said["identity"]:
-        raise WeightsError(f"this is not the file the detector was fitted with ({said['identity'][:12]})", where=path)
-    if said["kind"] not in ("file", "recipe"):
-        raise ConfigError(f"weights of kind {said['kind']!r}", where=slot)
-    return ResolvedWeights("file", digest, path=path)
+    return said if getattr(torch, said, None) is not None and getattr(torch, said).is_available() else "cpu"
