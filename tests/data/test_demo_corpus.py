@@ -187,9 +187,15 @@ def test_importing_the_demo_loads_no_torch() -> None:
 
 @pytest.mark.slow
 def test_both_generators_train_from_scratch_and_the_result_loads(tmp_path: Path) -> None:
+    import torch
+
     from harness.data.demo.train_generators import main
 
-    main(["--out", str(tmp_path), "--minutes", "0.02", "--photographs", "64"])
+    threads = torch.get_num_threads()
+    try:
+        main(["--out", str(tmp_path), "--minutes", "0.02", "--photographs", "64", "--threads", "1"])
+    finally:
+        torch.set_num_threads(threads)
     for name in GENERATORS:
         made = generate(name, 0, weights=tmp_path / f"{name}.safetensors")
         assert made.shape == (128, 128, 3)
