@@ -21,7 +21,9 @@ detectors_app = typer.Typer(no_args_is_help=True, help="Registered detectors.")
 suites_app = typer.Typer(no_args_is_help=True, help="Suites that come with the package.")
 data_app = typer.Typer(no_args_is_help=True, help="Check, index or make data.")
 store_app = typer.Typer(no_args_is_help=True, help="The store of computed results.")
+weights_app = typer.Typer(no_args_is_help=True, help="Official checkpoints: what there is, what is here, conversion.")
 app.add_typer(detectors_app, name="detectors")
+app.add_typer(weights_app, name="weights")
 app.add_typer(suites_app, name="suites")
 app.add_typer(data_app, name="data")
 app.add_typer(store_app, name="store")
@@ -33,6 +35,18 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or
 BatchSize = Annotated[str | None, typer.Option("--batch-size", help="Images a forward (a number, or auto).")]
 Tracking = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow store, or off. [default: ./mlflow.db]")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+DetectorName = Annotated[str | None, typer.Option("--detector", help="A detector's name (see detectors list).")]
+Weights = Annotated[
+    list[str] | None, typer.Option("--weights", help="A checkpoint, random, or SLOT=PATH (repeatable).")
+]
+Options = Annotated[
+    list[str] | None, typer.Option("--set", metavar="k=v", help="An option of the detector; repeatable.")
+]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="paper, released or clean.")]
+BadImage = Annotated[str, typer.Option("--on-bad-image", help="stop, or skip (listed; exit code 3).")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that read images.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one forward. [default: all cores]")]
+Pictures = Annotated[list[Path], typer.Argument(metavar="IMAGE|DIR...", help="Images, or folders of images.")]
 AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Accept list lines that leave the data root.")]
 
 
@@ -117,6 +131,149 @@ def compare(
     document, text, code = compare_run(run_dir, table)
     say(document, as_json, text)
     leave(code)
+
+
+@app.command()
+def fit(
+    out: Annotated[Path, typer.Option(help="The fitted folder to write.")],
+    detector: DetectorName = None,
+    data_root: Annotated[Path, typer.Option(help="A data root, or a folder of photographs.")] = Path("data"),
+    generated: Annotated[Path | None, typer.Option(help="Generated images, for heads that learn from both.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="At most so many photographs.")] = 25_000,
+    weights: Weights = None,
+    set_: Options = None,
+    protocol: ProtocolName = "paper",
+    on_bad_image: BadImage = "stop",
+    workers: Workers = 2,
+    threads: Threads = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    weights_root: WeightsRoot = Path("pretrained"),
+    as_json: Json = False,
+) -> None:
+    """Fit a detector's head and threshold; the folder it writes is what `score --fitted` reads, on any machine.
+
+    Example: harness fit --detector zou25 --data-root photographs --out fitted/zou25
+    """
+    from harness.verbs.choose import Chosen
+    from harness.verbs.fit import fit as fit_detector
+    from harness.verbs.score import listener
+
+    chosen = Chosen(
+        detector=detector, weights=tuple(weights or ()), settings=tuple(set_ or ()), protocol=protocol, device=device,
+        batch_size=batch_size, threads=threads, weights_root=weights_root,
+    )  # fmt: skip
+    answer = fit_detector(
+        chosen, data_root, generated, out, count=count, on_bad_image=on_bad_image, workers=workers,
+        emit=listener(quiet=as_json),
+    )  # fmt: skip
+    say(answer.document, as_json, answer.text)
+    leave(answer.code)
+
+
+@app.command()
+def score(
+    images: Pictures,
+    fitted: Annotated[Path | None, typer.Option(help="A fitted folder, or a run folder (then --detector ROW).")] = None,
+    detector: DetectorName = None,
+    weights: Weights = None,
+    set_: Options = None,
+    protocol: ProtocolName = "paper",
+    faces: Annotated[
+        str, typer.Option(help="Judge the whole image, crop to its face, or off: look for none.")
+    ] = "whole",
+    on_bad_image: BadImage = "stop",
+    workers: Workers = 2,
+    threads: Threads = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    weights_root: WeightsRoot = Path("pretrained"),
+    as_json: Json = False,
+) -> None:
+    """Say of your own images whether they are photographic or generated; a score equals the one in a suite.
+
+    Example: harness score portrait.jpg folder --fitted fitted/zou25 --json
+    """
+    from harness.verbs.choose import Chosen
+    from harness.verbs.score import Looked, listener
+    from harness.verbs.score import score as score_images
+
+    chosen = Chosen(
+        detector=detector, fitted=fitted, weights=tuple(weights or ()), settings=tuple(set_ or ()), protocol=protocol,
+        device=device, batch_size=batch_size, threads=threads, weights_root=weights_root,
+    )  # fmt: skip
+    looked = Looked(None if faces == "off" else faces, on_bad_image, workers)
+    answer = score_images(images, chosen, looked, emit=listener(quiet=as_json))
+    say(answer.document, as_json, answer.text)
+    leave(answer.code)
+
+
+@app.command()
+def embed(
+    images: Pictures,
+    out: Annotated[Path, typer.Option(help="The .npz file to write: features [N, D] float32, paths [N].")],
+    detector: DetectorName = None,
+    fitted: Annotated[Path | None, typer.Option(help="A fitted folder, or a run folder (then --detector ROW).")] = None,
+    weights: Weights = None,
+    set_: Options = None,
+    protocol: ProtocolName = "paper",
+    on_bad_image: BadImage = "stop",
+    workers: Workers = 2,
+    threads: Threads = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    weights_root: WeightsRoot = Path("pretrained"),
+    as_json: Json = False,
+) -> None:
+    """Write a detector's features of your own images; a row is NaN where it abstains.
+
+    Example: harness embed folder --detector clip --out features.npz
+    """
+    from harness.verbs.choose import Chosen
+    from harness.verbs.score import Looked, listener
+    from harness.verbs.score import embed as embed_images
+
+    chosen = Chosen(
+        detector=detector, fitted=fitted, weights=tuple(weights or ()), settings=tuple(set_ or ()), protocol=protocol,
+        device=device, batch_size=batch_size, threads=threads, weights_root=weights_root,
+    )  # fmt: skip
+    answer = embed_images(images, chosen, Looked(None, on_bad_image, workers), out, emit=listener(quiet=as_json))
+    say(answer.document, as_json, answer.text)
+    leave(answer.code)
+
+
+@weights_app.command("list")
+def weights_list(weights_root: WeightsRoot = Path("pretrained"), as_json: Json = False) -> None:
+    """Every official file: which detectors need it, where it comes from, its licence, and whether it is here."""
+    from harness.verbs.weights import listing
+
+    say(*listing(weights_root, as_json))
+
+
+@weights_app.command("check")
+def weights_check(weights_root: WeightsRoot = Path("pretrained"), as_json: Json = False) -> None:
+    """Read each official file that is here: size, digest, loadable. Exit 1 when one is bad; a missing one is not."""
+    from harness.verbs.weights import check
+
+    document, text, ok = check(weights_root)
+    say(document, as_json, text)
+    leave(0 if ok else 1)
+
+
+@weights_app.command("convert")
+def weights_convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A TorchScript archive or a pickled module.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="module.Class", help="A class name it may hold; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make safetensors of a file that loaders refuse, in a process of its own in which nothing of the file runs."""
+    from harness.verbs.weights import convert
+
+    document, text = convert(source, out, allow or [])
+    say(document, as_json, text)
 
 
 @detectors_app.command("list")

@@ -120,12 +120,13 @@ class DetectorHandle:
             return head.fit(None, self.weights)
         parts, labels = [clean], [np.zeros(len(clean), np.int8)]
         if head.fit_on == "both":
-            if made is None:
+            if made is None and head.generators:
                 raise ProtocolError(
                     f"{self.detector.name} learns from generated images too: fit(photographic, generated)"
                 )
-            parts.append(made)
-            labels.append(np.ones(len(made), np.int8))
+            if made is not None:
+                parts.append(made)
+                labels.append(np.ones(len(made), np.int8))
         order = head.fit_order(sum(len(part) for part in parts))
         features, label = np.concatenate(parts)[order], np.concatenate(labels)[order]
         good = np.isfinite(features).all(axis=1)
