@@ -111,7 +111,7 @@ def draw_test_set(table: pd.DataFrame, generator: str, *, n: int, seed: int = 20
     Raises:
         DataError: no `report` images of that generator, or no photographs of its dataset.
     """
-    return _draw(table, [generator], n, seed)[0][1]
+    return table.iloc[_draw(table, [generator], n, seed)[0]]
 
 
 def draw_cells(
@@ -132,41 +132,43 @@ def draw_cells(
     if generators is None:
         generators = sorted(set(table.loc[(table["label"] == 1) & (table["split"] == "report"), "generator"]))
     columns = ["sha256", "label", "generator"]
-    parts = []
-    for name, rows in _draw(table, list(generators), n, seed):
-        part = rows[columns].reset_index(drop=True)
-        part.insert(0, "test_set", pd.Series([name] * len(part), dtype="str"))
-        parts.append(part)
-    if parts:
-        return pd.concat(parts, ignore_index=True)
-    return table.iloc[:0][columns].assign(test_set=pd.Series([], dtype="str"))[["test_set", *columns]]
+    names = list(generators)
+    draws = _draw(table, names, n, seed)
+    cells = table[columns].iloc[np.concatenate([np.empty(0, np.intp), *draws])].reset_index(drop=True)
+    test_set = pd.Series(np.repeat(np.array(names, dtype=object), [len(d) for d in draws]), dtype="str")
+    cells.insert(0, "test_set", test_set)
+    return cells
 
 
-def _draw(table: pd.DataFrame, generators: list[str], n: int, seed: int) -> list[tuple[str, pd.DataFrame]]:
-    """Draws of several test sets; the photographs of a dataset are put in order once."""
-    import pandas as pd
-
-    report = table[table["split"] == "report"]
-    photographs = dict(list(report[report["label"] == 0].groupby("dataset", sort=False)))
-    generated = dict(list(report[report["label"] == 1].groupby("generator", sort=False)))
-    ordered: dict[str, pd.DataFrame] = {}
+def _draw(table: pd.DataFrame, generators: list[str], n: int, seed: int) -> list[NDArray[np.intp]]:
+    """Rows (positions in the table) of several test sets; the photographs of a dataset are put in order once."""
+    here, made = (table["split"] == "report").to_numpy(), (table["label"] == 1).to_numpy()
+    photographs = _places(table["dataset"], here & ~made)
+    generated = _places(table["generator"], here & made)
+    ordered: dict[str, NDArray[np.intp]] = {}
     draws = []
     for name in generators:
         rows = generated.get(name)
         if rows is None:
             raise DataError(f"no `report` images of generator {name!r}", fix="see `harness data check`")
-        dataset = str(rows["dataset"].iloc[0])
+        dataset = str(table["dataset"].iloc[rows[0]])
         if dataset not in photographs:
             raise DataError(
                 f"no `report` photographs of dataset {dataset!r}, which {name!r} is tested against",
                 fix="add a test list; see `harness data check`",
             )
         if dataset not in ordered:
-            ordered[dataset] = _in_draw_order(photographs[dataset], seed)
+            ordered[dataset] = _in_draw_order(table, photographs[dataset], seed)
         k = min(n, len(rows), len(ordered[dataset]))
-        draws.append((name, pd.concat([_in_draw_order(rows, seed).iloc[:k], ordered[dataset].iloc[:k]])))
+        draws.append(np.concatenate([_in_draw_order(table, rows, seed)[:k], ordered[dataset][:k]]))
     return draws
 
 
-def _in_draw_order(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    return rows.iloc[draw_order(rows["sha256"].tolist(), seed)]
+def _places(column: pd.Series, mask: NDArray[np.bool_]) -> dict[str, NDArray[np.intp]]:
+    """Value -> positions that hold it, of those in the mask, in ascending order."""
+    rows = np.flatnonzero(mask)
+    return {str(value): rows[places] for value, places in column.iloc[rows].groupby(column.iloc[rows]).indices.items()}
+
+
+def _in_draw_order(table: pd.DataFrame, rows: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
+    return rows[draw_order(table["sha256"].iloc[rows].tolist(), seed)]

@@ -13,7 +13,7 @@ from harness.api.errors import ConfigError, DataError
 from harness.api.events import Event, Listener
 from harness.engine.keys import digest_of
 from harness.engine.source import source_digest
-from harness.results.store import Store, digests_array
+from harness.results.store import Store, digests_array, distinct
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def _check_decodable(
 
     checked = store.items(digest_of({"kind": "decodable", "source": source_digest(ImageFacts)}))
     checked.describe({"kind": "decodable"})
-    digests = digests_array(manifest["sha256"].to_numpy())
+    digests = digests_array(manifest["sha256"])
     rows = np.flatnonzero(~checked.stored(digests))
     if len(rows) == 0:
         return []
@@ -87,14 +87,26 @@ def _rows_of_cells(manifest: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:
     """Manifest rows of the distinct (sha256, label, generator) of cells, in manifest order."""
     import pandas as pd
 
-    keys = ["sha256", "label", "generator"]
     report = np.flatnonzero((manifest["split"] == "report").to_numpy())
-    index = pd.MultiIndex.from_frame(manifest.iloc[report][keys])
-    wanted = pd.MultiIndex.from_frame(cells[keys].drop_duplicates())
-    mask = index.isin(wanted)
-    rows = report[mask]
-    first = ~index[mask].duplicated()
-    return np.asarray(rows[first])
+    names = pd.Index(manifest["generator"].unique())
+    ranked = distinct(_roles(cells, names))
+    here = _roles(manifest[["sha256", "label", "generator"]].iloc[report], names)
+    place = np.searchsorted(ranked, here).clip(max=len(ranked) - 1)
+    rows = np.flatnonzero(ranked[place] == here) if len(ranked) else np.empty(0, np.int64)
+    first = np.sort(np.unique(place[rows], return_index=True)[1])
+    return np.asarray(report[rows[first]])
+
+
+def _roles(table: pd.DataFrame, names: pd.Index) -> np.ndarray:
+    """``[N] S37``: each row's sha256, place of its generator in ``names``, and label, as sortable bytes."""
+    import pandas as pd
+
+    out = np.empty((len(table), 37), np.uint8)
+    out[:, :32] = digests_array(table["sha256"]).view(np.uint8).reshape(-1, 32)
+    places = names.get_indexer(pd.Index(table["generator"])).astype("<i4")
+    out[:, 32:36] = places.view(np.uint8).reshape(-1, 4)
+    out[:, 36] = table["label"].to_numpy() + 1
+    return out.view("S37").ravel()
 
 
 def prepare_data(

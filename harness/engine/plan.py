@@ -20,7 +20,7 @@ from harness.engine.keys import Numerics, canonical, digest_of, set_digest, stag
 from harness.engine.recipes import RecipeWork, recipe_work
 from harness.engine.rows import PreparedRow
 from harness.engine.source import source_digest
-from harness.results.store import Store, digests_array
+from harness.results.store import Store, digests_array, distinct
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,15 +121,14 @@ class ItemTable:
     rows: np.ndarray
 
 
-def item_digests(manifest: pd.DataFrame, root: Path, preprocess: Preprocess, rows: np.ndarray) -> np.ndarray:
-    """Digest ``[len(manifest)] S32`` of what each image's result depends on: the image's sha256, joined with the
-    sidecar's where the preprocess reads one. Only ``rows`` are looked at for sidecars."""
-    images = digests_array(manifest["sha256"].to_numpy())
+def item_digests(images: np.ndarray, manifest: pd.DataFrame, root: Path, preprocess: Preprocess) -> np.ndarray:
+    """Digest ``[len(manifest)] S32`` of what each image's result depends on: that of the image (``images``, in
+    manifest order), joined with the sidecar's where the preprocess reads one."""
     if type(preprocess).sidecar is Preprocess.sidecar:
         return images
     items = images.copy()
     paths = manifest["path"].to_numpy()
-    for row in rows:
+    for row in range(len(paths)):
         sidecar = preprocess.sidecar(root / paths[row])
         if sidecar is not None and sidecar.is_file():
             side = hashlib.sha256(sidecar.read_bytes()).digest()
@@ -156,11 +155,12 @@ def _with_generators(manifest: pd.DataFrame, photographs: np.ndarray, generators
         return photographs
     mask = (manifest["label"] == 1) & (manifest["split"] == "train") & manifest["generator"].isin(list(generators))
     rows = np.flatnonzero(mask.to_numpy())
-    present = set(manifest["generator"].to_numpy()[rows])
+    present = set(manifest["generator"].iloc[rows])
     absent = [g for g in generators if g not in present]
     if absent:
         raise DataError(f"no `train` images of generator {absent[0]!r} to fit on", fix="name a generator that is there")
-    order = np.lexsort((manifest["sha256"].to_numpy()[rows], manifest["generator"].to_numpy()[rows]))
+    chosen = manifest.iloc[rows]
+    order = np.lexsort((chosen["sha256"].to_numpy(), chosen["generator"].to_numpy()))
     return np.concatenate([photographs, rows[order]])
 
 
@@ -179,6 +179,8 @@ class _Planner:
         photographs = manifest[manifest["label"] == 0]
         self.dataset = suite.fit.dataset or (str(photographs["dataset"].iloc[0]) if len(photographs) else "")
         self.heads: dict[str, HeadWork] = {}
+        self.sets: dict[bytes, np.ndarray] = {}
+        self.images = digests_array(manifest["sha256"])
 
     def identities(self, row: PreparedRow) -> dict[str, ResolvedWeights]:
         weights = dict(row.weights)
@@ -229,7 +231,7 @@ class _Planner:
             rows = _with_generators(self.manifest, rows, head.generators if head.fit_on == "both" else ())
             rows = rows[head.fit_order(len(rows))]
         labels = self.manifest["label"].to_numpy()[rows]
-        names = self.manifest["generator"].to_numpy()[rows]
+        names = self.manifest["generator"].iloc[rows]
         identities = {slot: w.identity for slot, w in weights.items()}
         inputs = [extractor.key if len(rows) else "-", set_digest(items[rows], labels, [str(n) for n in names])]
         key, description = stage_key(
@@ -256,10 +258,19 @@ class _Planner:
             raise DataError(f"dataset {self.dataset!r} has no `select` photographs for held-out calibration")
         return rows[np.argsort(self.manifest["order"].to_numpy()[rows], kind="stable")]
 
+    def needed(self, items: np.ndarray, touched: np.ndarray) -> np.ndarray:
+        """Distinct item digests of the rows of a mask; rows that look at the same images share one array."""
+        if items is not self.images:
+            return distinct(items[touched])
+        key = hashlib.sha256(np.packbits(touched).tobytes()).digest()
+        if key not in self.sets:
+            self.sets[key] = distinct(items[touched])
+        return self.sets[key]
+
     def add(self, row: PreparedRow) -> None:
         weights = self.identities(row)
         all_rows = self.plan.cell_rows
-        items = item_digests(self.manifest, self.root, row.chain.preprocess, np.arange(len(self.manifest)))
+        items = item_digests(self.images, self.manifest, self.root, row.chain.preprocess)
         stages = self.stages(row, weights)
         head = self.head(row.chain.head, row, stages[-1], items, weights)
         calibration = self.calibration(row, head)
@@ -273,14 +284,18 @@ class _Planner:
             ],
             numerics=None,
         )
-        touched = [all_rows, calibration]
+        touched = np.zeros(len(items), bool)
+        touched[all_rows] = touched[calibration] = True
         above: HeadWork | None = head
         while above is not None:
-            touched.append(above.fit_rows)
+            touched[above.fit_rows] = True
             above = above.upstream
-        needed = np.unique(items[np.unique(np.concatenate(touched))])
+        needed = self.needed(items, touched)
         for stage in stages:
-            stage.needed = np.union1d(stage.needed, needed) if len(stage.needed) else needed
+            if len(stage.needed) == 0:
+                stage.needed = needed
+            elif stage.needed is not needed:
+                stage.needed = distinct(np.concatenate([stage.needed, needed]))
         self.plan.rows.append(RowPlan(row, items, stages, head, threshold_key, calibration))
 
 

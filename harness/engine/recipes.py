@@ -67,7 +67,7 @@ def recipe_work(
     rows = {split: _rows(manifest, dataset, recipe, split, count) for split in SPLITS}
     if len(rows["train"]) == 0:
         raise DataError(f"recipe {recipe.recipe!r}: dataset {dataset!r} has no `train` photographs to train on")
-    digests = digests_array(manifest["sha256"].to_numpy())
+    digests = digests_array(manifest["sha256"])
     labels = manifest["label"].to_numpy()
     names = manifest["generator"].to_numpy()
     sets = [set_digest(digests[r], labels[r], [str(n) for n in names[r]]) for r in rows.values()]

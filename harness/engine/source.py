@@ -17,20 +17,36 @@ OUR_PACKAGES = frozenset({"harness", "detectors", "reports"})
 
 
 @cache
-def _file_of(module: str) -> Path | None:
-    """The source file of a module, without importing it; None for packages without source and for no module."""
+def _place(module: str) -> tuple[Path | None, tuple[Path, ...]]:
+    """The source file of a module and the folders of its submodules, without importing it or what is above it."""
     loaded = sys.modules.get(module)
-    origin = getattr(loaded, "__file__", None)
-    if origin is None:
+    if loaded is not None:
+        origin = getattr(loaded, "__file__", None)
+        return _source(origin), tuple(Path(p) for p in getattr(loaded, "__path__", ()))
+    parent, _, last = module.rpartition(".")
+    if not parent:
         try:
             spec = importlib.util.find_spec(module)
-        except (ImportError, AttributeError, ValueError):
-            return None
-        except Exception as error:  # finding a module imports the packages above it
-            what = f"importing a package above module {module!r} fails: {type(error).__name__}: {error}"
-            raise PluginError(what, fix="repair or uninstall that package") from error
-        origin = None if spec is None else spec.origin
+        except (ImportError, ValueError):
+            return None, ()
+        return (None, ()) if spec is None else (
+            _source(spec.origin), tuple(Path(p) for p in spec.submodule_search_locations or ())
+        )  # fmt: skip
+    folders = _place(parent)[1]
+    for folder in folders:
+        for path, inside in ((folder / last / "__init__.py", (folder / last,)), (folder / f"{last}.py", ())):
+            if path.is_file():
+                return path, inside
+    return None, tuple(folder / last for folder in folders if (folder / last).is_dir())
+
+
+def _source(origin: str | None) -> Path | None:
     return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _file_of(module: str) -> Path | None:
+    """The source file of a module; None for packages without source and for no module."""
+    return _place(module)[0]
 
 
 def _children(node: ast.AST) -> Iterator[ast.AST]:
@@ -61,6 +77,13 @@ def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
 
 def _defining_module(package: str, name: str) -> str | None:
     """Where ``from package import name`` really comes from, for packages that re-export lazily."""
+    path = _file_of(package)
+    if package not in sys.modules and path is not None and b"__getattr__" in path.read_bytes():
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a plugin can fail in any way; the culprit must be named
+            what = f"importing package {package!r} fails: {type(error).__name__}: {error}"
+            raise PluginError(what, where=path) from error
     value = getattr(sys.modules.get(package), name, None)
     return getattr(value, "__module__", None) if value is not None else None
 

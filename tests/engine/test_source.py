@@ -12,7 +12,7 @@ from harness.api.errors import PluginError
 from harness.engine import source
 from harness.engine.source import closure, source_digest
 
-CACHES = (source._file_of, source.imports_of, source._file_digest, source.source_digest)
+CACHES = (source._place, source.imports_of, source._file_digest, source.source_digest)
 
 
 def forget() -> None:
@@ -143,10 +143,27 @@ def test_a_module_that_is_not_python_is_named(package) -> None:
         source_digest(cls)
 
 
-def test_a_package_that_fails_on_import_is_named(package) -> None:
+def test_finding_the_sources_imports_nothing(package) -> None:
     cls = package(
-        stage=STAGE + "        from h7_source.sub.deep import value\n",
-        **{"sub/deep": "value = 1\n", "sub/__init__": "raise RuntimeError('boom')\n"},
+        stage=STAGE + "        from h7_source.sub.deep import value\n        import h7_source.sub.more\n",
+        **{"sub/deep": "value = 1\n", "sub/more": "value = 2\n", "sub/__init__": "raise RuntimeError('boom')\n"},
     )
+    assert names(cls) >= {"sub.deep", "sub.more"}
+    assert not [name for name in sys.modules if name.startswith("h7_source.sub")]
+
+
+def test_a_folder_without_init_is_a_package_too(package, tmp_path: Path) -> None:
+    cls = package(
+        stage="from h7_source.sub.deep import value\n" + STAGE + "        return value\n", **{"sub/deep": "value = 1\n"}
+    )
+    (tmp_path / "h7_source/sub/__init__.py").unlink()
+    forget()
+    assert "sub.deep" in names(importlib.import_module("h7_source.stage").Stage)
+    assert cls is not None
+
+
+def test_a_package_that_hands_on_lazily_and_fails_on_import_is_named(package) -> None:
+    lazy = "def __getattr__(name): ...\nraise RuntimeError('boom')\n"
+    cls = package(stage=STAGE + "        from h7_source.sub import Thing\n", **{"sub/deep": "", "sub/__init__": lazy})
     with pytest.raises(PluginError, match=r"h7_source\.sub.*RuntimeError: boom"):
         source_digest(cls)

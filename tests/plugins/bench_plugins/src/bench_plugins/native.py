@@ -24,7 +24,7 @@ class AsItIs(Preprocess):
         """Pixels / 255."""
         import torch
 
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+        return torch.tensor(pixels).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True)
