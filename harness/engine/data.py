@@ -13,7 +13,8 @@ from harness.api.errors import ConfigError, DataError
 from harness.api.events import Event, Listener
 from harness.engine.keys import digest_of
 from harness.engine.source import source_digest
-from harness.results.store import Store, digests_array, distinct
+from harness.results.digests import digests_array, distinct
+from harness.results.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,8 @@ from harness.engine.keys import Numerics, canonical, digest_of, set_digest, stag
 from harness.engine.recipes import RecipeWork, recipe_work
 from harness.engine.rows import PreparedRow
 from harness.engine.source import source_digest
-from harness.results.store import Store, digests_array, distinct
+from harness.results.digests import digests_array, distinct
+from harness.results.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,8 @@ from harness.api.weights import ResolvedWeights, file_digest
 from harness.engine.keys import Numerics, set_digest, stage_identity, stage_key
 from harness.engine.rows import recipe_protocol
 from harness.engine.source import source_digest
-from harness.results.store import Store, digests_array
+from harness.results.digests import digests_array
+from harness.results.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

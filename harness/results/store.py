@@ -24,45 +24,19 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from harness.api.errors import StoreError
+from harness.results.digests import as_rows, from_rows
 from harness.results.files import locked, to_json, write_atomic, write_once
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FORMAT = 1
 Warn = Callable[[str], None]
-
-
-def digests_array(hex_digests: Sequence[str] | np.ndarray | pd.Series) -> np.ndarray:
-    """Hex digests -> array ``[N] S32`` of raw bytes, the form all store calls take."""
-    out = np.empty(len(hex_digests), "S32")
-    rows = getattr(hex_digests, "iloc", hex_digests)
-    for start in range(0, len(out), 65_536):  # a column of a million is never a million Python words at once
-        part = rows[start : start + 65_536]
-        out[start : start + len(part)] = np.frombuffer(bytes.fromhex("".join(part)), dtype="S32")
-    return out
-
-
-def distinct(digests: np.ndarray) -> np.ndarray:
-    """Distinct digests ``[M] S32``, sorted. (numpy's own ``unique`` hashes strings, five times slower.)"""
-    ranked = np.sort(digests)
-    return ranked[np.append(True, ranked[1:] != ranked[:-1])] if len(ranked) else ranked
-
-
-def _rows(digests: np.ndarray) -> np.ndarray:
-    return np.frombuffer(np.ascontiguousarray(digests, dtype="S32").tobytes(), dtype=np.uint8).reshape(-1, 32)
-
-
-def _from_rows(rows: np.ndarray) -> np.ndarray:
-    return np.frombuffer(np.ascontiguousarray(rows).tobytes(), dtype="S32")
 
 
 def _keep(path: Path, data: bytes) -> None:
@@ -117,7 +91,7 @@ class Items:
             except (ValueError, OSError):
                 self._set_aside(name, "its index is damaged")
                 continue
-            parts.append(_from_rows(rows))
+            parts.append(from_rows(rows))
             kept.append(name)
         digests = np.concatenate(parts) if parts else np.empty(0, "S32")
         segment = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
@@ -158,7 +132,7 @@ class Items:
         """
         from safetensors.numpy import save
 
-        rows = _rows(digests)
+        rows = as_rows(digests)
         data = save({"digest": np.ascontiguousarray(rows), "value": np.ascontiguousarray(values)})
         sha = hashlib.sha256(data)
         _keep(self.folder / f"{sha.hexdigest()[:40]}.data", data)
@@ -184,7 +158,7 @@ class Items:
             raise ValueError(str(error)) from error
         if not np.array_equal(content["digest"], rows):
             raise ValueError("data belongs to other images")
-        return _from_rows(rows), content["value"]
+        return from_rows(rows), content["value"]
 
     def _fill(self, digests: np.ndarray, take: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
         """Call ``take(positions, values)`` for every segment that holds some of the images; mask of those found.

@@ -24,7 +24,8 @@ from harness.data.edits import InputEdits
 from harness.engine.images import Reader
 from harness.engine.inline import pin_numerics, run_stage
 from harness.engine.plan import ItemStage
-from harness.results.store import Store, digests_array
+from harness.results.digests import digests_array
+from harness.results.store import Store
 
 IMAGES, PAIRS = 64, 5
 

@@ -4,13 +4,14 @@ the command line as a process. Imported by the conftest files beside those tests
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,8 @@ ROOT = HERE.parents[1]
 PACKAGES = ("bench_plugins", "lone_detector")
 ALL_ROWS = ("calibrated", "pseudo-head", "grad-map", "native-size", "abstainer")
 """Plugins that need no weights."""
+ENGINE_ROWS: dict[str, dict[str, Any]] = {name: {} for name in ALL_ROWS} | {"pseudo-head": {"generators": ["ldm"]}}
+"""Those as rows of a suite, with a head that learns from one generator."""
 
 
 @cache
@@ -261,3 +264,15 @@ def keys_of(plan: Any) -> dict[str, dict[str, str]]:
         upstream = {} if row.head.upstream is None else {"upstream": row.head.upstream.key}
         out[row.row.name] = {**keys, "head": row.head.key, **upstream, "threshold": row.threshold_key}
     return out
+
+
+def same(one: Ran, other: Ran, rows: Iterable[str] = ENGINE_ROWS) -> bool:
+    """Whether all images that both scored have the same bits."""
+    compared = 0
+    for row in rows:
+        left, right = one.of(row), other.of(row)
+        common = left.keys() & right.keys()
+        compared += len(common)
+        if any(left[k] != right[k] and not (math.isnan(left[k]) and math.isnan(right[k])) for k in common):
+            return False
+    return compared > 0

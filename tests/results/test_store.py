@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.api.errors import StoreError
-from harness.results.store import Store, digests_array, read_head, write_head
+from harness.results.digests import digests_array
+from harness.results.store import Store, read_head, write_head
 
 
 def digests(*numbers: int) -> np.ndarray:
@@ -274,7 +275,7 @@ def test_processes_that_start_one_store_and_write_the_same_images_agree(tmp_path
 def test_a_writer_killed_at_any_moment_leaves_a_sound_store(tmp_path: Path) -> None:
     code = (
         "import sys, hashlib, itertools, pathlib, numpy as np\n"
-        "from harness.results.store import Store, digests_array\n"
+        "from harness.results.digests import digests_array\nfrom harness.results.store import Store\n"
         "items = Store(pathlib.Path(sys.argv[1])).items('k')\n"
         "for n in itertools.count():\n"
         "    d = digests_array([hashlib.sha256(f'{n}-{i}'.encode()).hexdigest() for i in range(2000)])\n"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.results.store import Store, digests_array
+from harness.results.digests import digests_array
+from harness.results.store import Store
 from harness.results.upkeep import collect, listing, verify
 
 HOUR = 3600
