@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,16 +54,24 @@ class Places:
             digest = file_digest(path)
             if wanted is None or digest == wanted:
                 return ResolvedWeights("file", digest, path=path, label=f"{path.name} (sha256 {digest[:12]})")
-        short = str(wanted)[:12]
         if self.given:
-            where = ", ".join(map(str, self.given))
-            raise WeightsError(f"this is not the file the detector was fitted with ({short})", where=where)
+            raise _not_the_file(self.given)
         where = f"{self.folder}" if self.root is None else f"{self.folder}, {self.root}"
         hint = "; a run's store has it as blobs/SHA256.safetensors" if said["kind"] == "recipe" else ""
         raise WeightsError(
-            f"slot {slot!r} needs its weights file {said['file']} (sha256 {short})", where=where,
+            f"slot {slot!r} needs its weights file {said['file']} (sha256 {str(wanted)[:12]})", where=where,
             fix=f"pass weights=PATH (--weights PATH), or put it under the weights root{hint}",
         )  # fmt: skip
+
+    def require_used(self, found: Iterable[ResolvedWeights]) -> None:
+        """Refuse a named file that no slot took.
+
+        Raises:
+            WeightsError: naming it.
+        """
+        spare = set(self.given) - {weights.path for weights in found}
+        if spare:
+            raise _not_the_file(sorted(spare))
 
     def _candidates(self, said: Mapping[str, Any]) -> Iterator[Path]:
         yield from self.given
@@ -73,3 +81,8 @@ class Places:
         if self.root is not None and self.root.is_dir():
             files = sorted(p for p in self.root.rglob(f"*{Path(name).suffix}") if p.is_file())
             yield from sorted(files, key=lambda p: p.name != name)
+
+
+def _not_the_file(paths: Iterable[Path]) -> WeightsError:
+    where = ", ".join(map(str, paths))
+    return WeightsError("this is not the file the detector was fitted with (another sha256)", where=where)

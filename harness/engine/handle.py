@@ -247,6 +247,7 @@ def load_fitted(
     given = [weights] if isinstance(weights, str | Path) else list(weights or ())
     places = Places(folder, tuple(Path(g) for g in given), None if weights_root is None else Path(weights_root))
     handle.weights = {slot: places.find(slot, said) for slot, said in document["weights"].items()}
+    places.require_used(handle.weights.values())
     handle.head = handle.chain.head.fitted_class.restore(arrays, meta)
     handle._threshold = float(document["threshold"])
     handle.edits = _edits(document["edits"])
