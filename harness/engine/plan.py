@@ -107,20 +107,6 @@ class Plan:
     recipes: dict[str, RecipeWork]
     settings: Settings
 
-    def paths_of(self, items: np.ndarray, table: ItemTable) -> list[int]:
-        """Manifest rows of item digests."""
-        order = np.argsort(table.digests, kind="stable")
-        at = np.searchsorted(table.digests[order], items)
-        return [int(i) for i in table.rows[order][at]]
-
-
-@dataclass(frozen=True)
-class ItemTable:
-    """Item digests ``[M] S32`` and the manifest row of each."""
-
-    digests: np.ndarray
-    rows: np.ndarray
-
 
 def item_digests(images: np.ndarray, manifest: pd.DataFrame, root: Path, preprocess: Preprocess) -> np.ndarray:
     """Digest ``[len(manifest)] S32`` of what each image's result depends on: that of the image (``images``, in
