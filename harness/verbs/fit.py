@@ -70,7 +70,7 @@ def _manifest(root: Path, generators: Sequence[str], skip: bool) -> tuple[pd.Dat
 def _from_layout(
     root: Path, handle: DetectorHandle, generated: Path | None, count: int, *, apart: bool, skip: bool
 ) -> FitImages:
-    """The sets that a suite with default splits has: `train` photographs in list order, `select` for calibration."""
+    """The sets of a suite with default splits and seed: `train` photographs in list order, `select` calibrate."""
     from harness.engine.plan import fit_rows
 
     wanted = [] if generated is not None else _generators(handle.chain.head)
@@ -165,7 +165,7 @@ def fit(
     on_bad_image: str = "stop", workers: int = 2, emit: Listener,
 ) -> Answer:  # fmt: skip
     """Fit a detector and write its folder. On a data root in a released layout the sets are those of a suite with
-    default splits, and what is fitted equals a run's to the bit; a plain folder is fitted on whole.
+    default splits and seed 2024, and what is fitted equals a run's to the bit; a plain folder is fitted on whole.
 
     Raises:
         HarnessError: no photographs, generated images needed, weights missing, or the folder cannot be written.
@@ -188,10 +188,14 @@ def fit(
         raise DataError("no photograph to fit on", where=data_root)
     handle.fit_features(clean, made if len(made) else None, held if len(held) else None)
     fitted = _set_digest(sets.clean_digests, keep[:first])
+    calibration = (len(clean), fitted)
+    if len(held):
+        calibration = (len(held), _set_digest(sets.held_digests, keep[second:]))
+    elif isinstance(handle.chain.threshold, FixedThreshold):
+        calibration = (0, _set_digest([], keep[:0]))
     handle.provenance = {
         "fit_images": len(clean) + len(made), "fit_set": fitted,
-        "calibration_images": len(held) or len(clean),
-        "calibration_set": _set_digest(sets.held_digests, keep[second:]) if len(held) else fitted,
+        "calibration_images": calibration[0], "calibration_set": calibration[1],
     }  # fmt: skip
     handle.save(out)
     warnings = list(handle.detector.warnings(len(clean)))
@@ -203,8 +207,9 @@ def fit(
         "out": str(out), "detector": handle.detector.name, "threshold": handle.threshold, "warnings": warnings,
         **handle.provenance,
     }  # fmt: skip
+    rule = f"from {calibration[0]:,} photographs" if calibration[0] else "fixed"
     text = (
         f"wrote {out}: {handle.detector.name} fitted on {document['fit_images']:,} images, threshold "
-        f"{handle.threshold:.6g} from {document['calibration_images']:,}\nnext: harness score IMAGES --fitted {out}"
+        f"{handle.threshold:.6g} ({rule})\nnext: harness score IMAGES --fitted {out}"
     )
     return Answer(document, text, 3 if images.faults else 0, warnings)
