@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import ConfigError, DataError, WeightsError
+from harness.api.events import Event, Listener
 from harness.data.problems import printable
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ class Chosen:
     weights_root: Path = Path("pretrained")
 
 
-def image_paths(given: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and the images below folders (by name ending, sorted, hidden ones passed over).
+def image_paths(given: Sequence[Path], emit: Listener) -> list[Path]:
+    """Files as they are named, and the images below folders (by name ending, sorted, hidden ones passed over). Links
+    are followed; what cannot be (dangling ones, unreadable folders, names that are not UTF-8) is said as a warning.
 
     Raises:
         DataError: a path is not there, or there is no image at all.
@@ -42,7 +44,10 @@ def image_paths(given: Sequence[Path]) -> list[Path]:
     out: list[Path] = []
     for path in given:
         if path.is_dir():
-            out += [path / file for file in scan_images(path.resolve(), path.resolve()).files]
+            scan = scan_images(path.resolve(), path.resolve(), allow_outside=True)
+            out += [path / file for file in scan.files]
+            for problem in scan.problems:
+                emit(Event("warning", {"text": problem.text()}))
         elif path.exists():
             out.append(path)
         else:

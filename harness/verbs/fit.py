@@ -68,7 +68,7 @@ def _manifest(root: Path, generators: Sequence[str], skip: bool) -> tuple[pd.Dat
 
 
 def _from_layout(
-    root: Path, handle: DetectorHandle, generated: Path | None, count: int, *, apart: bool, skip: bool
+    root: Path, handle: DetectorHandle, generated: Path | None, count: int, *, apart: bool, skip: bool, emit: Listener
 ) -> FitImages:
     """The sets of a suite with default splits and seed: `train` photographs in list order, `select` calibrate."""
     from harness.engine.plan import fit_rows
@@ -84,7 +84,7 @@ def _from_layout(
         raise DataError(f"dataset {dataset!r} has no `select` photographs for held-out calibration", where=root)
     made = np.flatnonzero(((table["label"] == 1) & (table["split"] == "train")).to_numpy())
     made = made[np.lexsort((digests[made], table["generator"].to_numpy()[made]))]
-    found = [root / paths[r] for r in made] if generated is None else _by_digest(image_paths([generated]))
+    found = [root / paths[r] for r in made] if generated is None else _by_digest(image_paths([generated], emit))
     held = select if apart else select[:0]
     return FitImages(
         [root / paths[r] for r in rows], found, [root / paths[r] for r in held],
@@ -96,11 +96,11 @@ def _by_digest(paths: list[Path]) -> list[Path]:
     return [path for _, path in sorted((_digest(path), path) for path in paths)]
 
 
-def _from_folder(root: Path, generated: Path | None, count: int, apart: bool) -> FitImages:
+def _from_folder(root: Path, generated: Path | None, count: int, apart: bool, emit: Listener) -> FitImages:
     """Every photograph of a folder in sorted order; a share by hash is held out where the threshold asks for it."""
     from harness.data.splits import hash_share
 
-    paths = image_paths([root])
+    paths = image_paths([root], emit)
     digests = [_digest(path) for path in paths]
     first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
     rows = sorted(first.values())
@@ -115,7 +115,7 @@ def _from_folder(root: Path, generated: Path | None, count: int, apart: bool) ->
     notes = (f"plain folder: {len(rows):,} photographs fit the head",) + (
         (f"{len(held):,} others, by hash, calibrate the threshold",) if apart else ()
     )
-    made = [] if generated is None else _by_digest(image_paths([generated]))
+    made = [] if generated is None else _by_digest(image_paths([generated], emit))
     return FitImages(
         [paths[r] for r in rows], made, [paths[r] for r in held], [digests[r] for r in rows],
         [digests[r] for r in held], notes,
@@ -128,7 +128,9 @@ def _is_layout(root: Path) -> bool:
     return bool(find_layout(root, DataSpec(generators=())).photographs)
 
 
-def _sets(root: Path, handle: DetectorHandle, generated: Path | None, count: int, skip: bool) -> FitImages:
+def _sets(
+    root: Path, handle: DetectorHandle, generated: Path | None, count: int, *, skip: bool, emit: Listener
+) -> FitImages:
     if not root.is_dir():
         raise DataError("the data root is not there", where=root, fix="check --data-root")
     head, rule = handle.chain.head, handle.chain.threshold
@@ -139,12 +141,12 @@ def _sets(root: Path, handle: DetectorHandle, generated: Path | None, count: int
         )  # fmt: skip
     apart = not isinstance(rule, FixedThreshold) and rule.calibration == "held_out"
     if _is_layout(root):
-        return _from_layout(root, handle, generated, count, apart=apart, skip=skip)
+        return _from_layout(root, handle, generated, count, apart=apart, skip=skip, emit=emit)
     if _generators(head) and generated is None:
         raise ProtocolError(
             f"the head of {handle.detector.name} learns from generated images too", fix="name them with --generated DIR"
         )
-    return _from_folder(root, generated, count, apart)
+    return _from_folder(root, generated, count, apart, emit)
 
 
 def _features(handle: DetectorHandle, paths: list[Path], looked: Looked, say: Listener) -> tuple[np.ndarray, Images]:
@@ -173,7 +175,7 @@ def fit(
     handle = named_detector(chosen)
     if (out / "fitted.json").exists():
         raise ConfigError("a fitted detector is there already", where=out, fix="name another folder with --out")
-    sets = _sets(data_root, handle, generated, count, on_bad_image == "skip")
+    sets = _sets(data_root, handle, generated, count, skip=on_bad_image == "skip", emit=emit)
     for note in sets.notes:
         emit(Event("note", {"text": note}))
     looked = Looked(None, on_bad_image, workers)

@@ -111,7 +111,7 @@ def score(given: Sequence[Path], chosen: Chosen, looked: Looked, *, emit: Listen
 
     from harness.engine.fitting import score_features
 
-    paths = image_paths(given)
+    paths = image_paths(given, emit)
     handle = chosen_detector(chosen, lambda text: emit(Event("warning", {"text": text})))
     head = handle.head
     assert head is not None
@@ -178,7 +178,7 @@ def embed(
 
     if out.suffix != ".npz":
         raise ConfigError("the result is an .npz file", where=out, fix="end --out in .npz")
-    paths = image_paths(given)
+    paths = image_paths(given, emit)
     handle = named_detector(chosen) if chosen.fitted is None else fitted_detector(chosen, lambda _: None)
     features = np.empty((len(paths), handle.chain.extractor.dim), np.float32)
 

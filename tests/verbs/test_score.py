@@ -220,3 +220,15 @@ def test_memory_does_not_grow_with_the_number_of_images(ran, tmp_path: Path, ins
     count, before, after = map(int, done.stdout.split())
     assert count == num
     assert (after - before) / 1024 < 120
+
+
+def test_links_are_followed_and_what_leads_nowhere_is_said(ran: tuple[Cli, Path], data: Path, tmp_path: Path) -> None:
+    cli, run_dir = ran
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    (folder / "good.png").symlink_to(data / "ldm/0000.png")
+    (folder / "gone.png").symlink_to(tmp_path / "nothing.png")
+    done = cli("score", folder, "--fitted", run_dir, "--detector", "native-size", *HEAD)
+    assert done.code == 0, done.text
+    assert [Path(i["path"]).name for i in done.document["images"]] == ["good.png"]
+    assert "gone.png" in done.err
