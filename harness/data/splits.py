@@ -23,6 +23,7 @@ class SplitRule(BaseModel):
     """How images are divided; shares are of images, by hash of (seed, group).
 
     Attributes:
+        seed: of the hash; apart from the draw's, so that another draw of test sets moves no fit set.
         train_lines: lines of the training list that are `train` (the paper's fit set); `outer` and `select` are
             drawn, half each, from the lines after them.
         outer, select: shares of the whole training list where it has fewer lines, and of a dataset without lists.
@@ -32,6 +33,7 @@ class SplitRule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    seed: int = 2024
     train_lines: int = Field(default=25_000, gt=0)
     outer: float = Field(default=0.1, ge=0, lt=1)
     select: float = Field(default=0.1, ge=0, lt=1)

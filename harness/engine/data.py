@@ -130,7 +130,7 @@ def prepare_data(
     emit(Event("note", {"text": f"reading {root}"}))
     result = build_manifest(
         root, spec, seen=seen, allow_outside=allow_outside, on_bad_image="skip" if on_bad_image == "skip" else "stop",
-        workers=workers, seed=suite.test.seed,
+        workers=workers, seed=spec.splits.seed,
     )  # fmt: skip
     for problem in result.problems:
         if problem.severity == "warning":

@@ -129,8 +129,10 @@ def prepare_row(name: str, row: DetectorRow, protocol: Protocol, weights_root: P
     for slot, value in _wanted(row, chain, name).items():
         if value is None:
             path = weights_root / detector.weights_files[slot].name
-            if path.is_file():
-                weights[slot] = _file(path)
+            converted = path.with_name(f"{path.name}.safetensors")  # as `weights convert` writes it beside the original
+            found = next((p for p in (converted, path) if p.is_file()), None)
+            if found is not None:
+                weights[slot] = _file(found)
             else:
                 missing.append(_absent(slot, detector, path))
         elif value.split(":")[0] == "random":

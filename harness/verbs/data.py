@@ -39,7 +39,8 @@ def index(root: Path, name: str, settings: list[str], out: Path, *, allow_outsid
     from harness.data.manifest import build_manifest, write_manifest
 
     suite, seen = _suite(name, settings)
-    result = build_manifest(_root(root), data_spec(suite), seen=seen, allow_outside=allow_outside, seed=suite.test.seed)
+    spec = data_spec(suite)
+    result = build_manifest(_root(root), spec, seen=seen, allow_outside=allow_outside, seed=spec.splits.seed)
     result.require(root)
     path = out if out.suffix == ".parquet" else out / "manifest.parquet"
     return write_manifest(result.table, path), len(result.table)
