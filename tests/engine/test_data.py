@@ -8,15 +8,15 @@ from plugin_support import make_data
 
 from harness.api.events import silent
 from harness.api.protocol import Protocol
+from harness.engine import suite as suites
 from harness.engine.data import prepare_data
 from harness.engine.rows import prepare_row
-from harness.engine.suite import DetectorRow, TestDraw, load_suite
 from harness.results.store import Store
 
 
 def _prepared(root: Path, folder: Path, seed: int):
-    suite = load_suite("cross_generator", settings=["data.generators=all"])
-    suite = suite.model_copy(update={"test": TestDraw(per_generator=3, seed=seed)})
+    suite = suites.load_suite("cross_generator", settings=["data.generators=all"])
+    suite = suite.model_copy(update={"test": suites.TestDraw(per_generator=3, seed=seed)})
     return prepare_data(
         suite, root, Store(folder / f"store-{seed}"), seen=[], limit=None, allow_outside=False,
         on_bad_image="stop", workers=1, emit=silent,
@@ -31,7 +31,7 @@ def test_another_draw_of_test_sets_moves_no_split(tmp_path: Path) -> None:
 
 
 def test_a_converted_file_beside_the_official_name_is_found(tmp_path: Path) -> None:
-    row = DetectorRow(detector="blades-oc")
+    row = suites.DetectorRow(detector="blades-oc")
     before = prepare_row("blades-oc", row, Protocol.named("paper"), tmp_path)
     assert before.missing is not None
     assert "OC.pth" in before.missing
