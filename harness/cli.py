@@ -415,3 +415,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a full disk, a name too long, a folder that cannot be written, wherever it is met
+        where = "" if error.filename is None else f"\n  where: {str(error.filename)[:300]}"
+        fix = "check the path, its permissions and free space; what was computed before is kept"
+        typer.echo(f"error: {error.strerror or error}{where}\n  fix: {fix}", err=True)
+        sys.exit(2)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MAX_CHECKPOINT_BYTES = 16 * 2**30
+MAX_DEPTH = 32
+_CONVERT = (
+    "download it again; a pickled module or a TorchScript archive must first be converted to safetensors "
+    "with `harness weights convert FILE --out FILE.safetensors`"
+)
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,35 @@ def file_digest(path: Path) -> str:
         raise WeightsError(f"cannot read weights: {error.strerror}", where=path) from error
 
 
-def _flatten(value: Any, prefix: str, out: dict[str, Tensor]) -> None:
+def _flatten(value: Any, prefix: str, out: dict[str, Tensor], where: Path, depth: int = 0) -> None:
     import torch
 
+    if depth > MAX_DEPTH:  # a pickled dictionary may also hold itself
+        raise WeightsError(f"dictionaries are nested more than {MAX_DEPTH} deep", where=where, fix="download it again")
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, torch.Tensor):
             out[name] = item
         elif isinstance(item, Mapping):
-            _flatten(item, f"{name}.", out)
+            _flatten(item, f"{name}.", out, where, depth + 1)
+
+
+def _refuse_archive(path: Path) -> None:
+    """Refuse what torch would unpack: a TorchScript archive (torch warns before it refuses), compressed members (a
+    small file can hold terabytes; torch.save never compresses)."""
+    import zipfile
+
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"refused to load: a damaged archive ({error})", where=path, fix=_CONVERT) from error
+    if any(m.filename.rpartition("/")[2] == "constants.pkl" for m in members):
+        raise WeightsError("refused to load: a TorchScript archive, which holds code", where=path, fix=_CONVERT)
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise WeightsError("refused to load: its members are compressed", where=path, fix="download it again")
 
 
 def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict")) -> dict[str, Tensor]:
@@ -89,6 +114,7 @@ def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict"))
             raise WeightsError(f"not a readable safetensors file: {error}", where=path) from error
     import torch
 
+    _refuse_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged or unsafe files; all mean "refused"
@@ -96,8 +122,7 @@ def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict"))
         raise WeightsError(
             f"refused to load: not a plain dictionary of tensors ({first[:160]})",
             where=path,
-            fix="download it again; a pickled module or a TorchScript archive must first be converted to safetensors "
-            "with `harness weights convert FILE --out FILE.safetensors`",
+            fix=_CONVERT,
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"holds a {type(content).__name__}, not a dictionary of tensors", where=path)
@@ -106,10 +131,16 @@ def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict"))
             content = content[key]
             break
     out: dict[str, Tensor] = {}
-    _flatten(content, "", out)
+    _flatten(content, "", out, path)
     if not out:
         raise WeightsError("holds no tensors", where=path)
     return out
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    import torch
+
+    return tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_quantized or tensor.is_meta)
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: object) -> None:
@@ -129,10 +160,15 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: object)
         for k in own
         if k in tensors and tensors[k].shape != own[k].shape
     ]
-    bad = [k for k in own if k in tensors and tensors[k].is_floating_point() and not torch.isfinite(tensors[k]).all()]
-    faults = [
-        (m, f) for m, f in (("missing", missing), ("spare", spare), ("misshaped", shapes), ("not finite", bad)) if f
-    ]
+    # values are looked at only where the shape fits: a tensor of one stored number can claim any size
+    fitting = [k for k in own if k in tensors and tensors[k].shape == own[k].shape]
+    odd = [k for k in fitting if not _is_plain(tensors[k])]
+    bad = [
+        k for k in fitting if k not in odd and own[k].is_floating_point()
+        and not torch.isfinite(tensors[k].to(own[k].dtype)).all()
+    ]  # fmt: skip
+    found = {"missing": missing, "spare": spare, "misshaped": shapes, "no plain numbers": odd, "not finite": bad}
+    faults = [(m, f) for m, f in found.items() if f]
     if faults:
         parts = [f"{len(f)} {m}: {', '.join(f[:3])}{', ...' if len(f) > 3 else ''}" for m, f in faults]
         raise WeightsError(

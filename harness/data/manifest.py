@@ -39,6 +39,12 @@ COLUMNS: dict[str, str] = {
 
 OnBadImage = Literal["stop", "skip"]
 _TEST, _TRAIN, _NO_LIST = "test list", "train list", "no list"
+FAULTS = {
+    "empty": "{n} files are empty (0 bytes)",
+    "unreadable": "{n} files cannot be read",
+    "undecodable": "{n} files are no images that can be decoded",
+}
+"""Kinds of problems that are about single files (:attr:`harness.data.facts.FileFacts.fault`), with their messages."""
 
 
 @dataclass(frozen=True)
@@ -177,17 +183,12 @@ def _photographs(
 
 def _fault_problems(paths: list[str], facts: list[FileFacts], root: str, on_bad: OnBadImage) -> list[Problem]:
     skip = on_bad == "skip"
-    what = {
-        "empty": "{n} files are empty (0 bytes)",
-        "unreadable": "{n} files cannot be read",
-        "undecodable": "{n} files are no images that can be decoded",
-    }
     problems = []
-    for fault, message in what.items():
+    for fault, message in FAULTS.items():
         bad = dict.fromkeys(f"{p} ({f.message})" for p, f in zip(paths, facts, strict=True) if f.fault == fault)
         message += "; left out" if skip else ""
         fix = "replace them" if skip else "replace or remove them, or leave them out with --on-bad-image skip"
-        problems += about(fault, "warning" if skip else "error", message, root, fix, list(bad))
+        problems += about(fault, "warning" if skip else "error", message, root, fix, list(bad), whole=True)
     return problems
 
 

@@ -24,7 +24,7 @@ class Problem:
         where: the folder, list or dataset.
         fix: what to do.
         count: how many files or lines are concerned.
-        examples: the first few of them.
+        examples: the first few of them; all of them where they are files that cannot be read.
     """
 
     kind: str
@@ -38,7 +38,9 @@ class Problem:
     def text(self) -> str:
         """Lines for people: severity, message, where, fix, examples."""
         lines = [f"{self.severity}: {self.message}", f"  where: {printable(self.where)}"]
-        if self.examples:
+        if len(self.examples) > NUM_EXAMPLES:
+            lines += [f"    {printable(e)}" for e in self.examples]
+        elif self.examples:
             more = self.count - len(self.examples)
             rest = f", and {more:,} more" if more > 0 else ""
             lines.append(f"  e.g.: {', '.join(printable(e) for e in self.examples)}{rest}")
@@ -58,12 +60,17 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def about(kind: str, severity: Severity, message: str, where: str, fix: str, items: Sequence[str]) -> list[Problem]:
-    """One problem about all `items`, or none when there are none; "{n}" in the message becomes their number."""
+def about(
+    kind: str, severity: Severity, message: str, where: str, fix: str, items: Sequence[str], *, whole: bool = False
+) -> list[Problem]:
+    """One problem about all `items`, or none when there are none; "{n}" in the message becomes their number.
+
+    `whole` keeps every item and not examples alone.
+    """
     if not items:
         return []
     text = message.replace("{n}", f"{len(items):,}")
-    return [Problem(kind, severity, text, where, fix, len(items), tuple(items[:NUM_EXAMPLES]))]
+    return [Problem(kind, severity, text, where, fix, len(items), tuple(items if whole else items[:NUM_EXAMPLES]))]
 
 
 def require(problems: Iterable[Problem], root: object) -> None:

@@ -121,7 +121,8 @@ def prepare_data(
         ConfigError: the suite's data section cannot be meant.
     """
     from harness.data.layouts import canonical_name
-    from harness.data.manifest import build_manifest
+    from harness.data.manifest import FAULTS, build_manifest
+    from harness.data.problems import about, printable, require
     from harness.data.splits import draw_cells
 
     if on_bad_image not in ("stop", "skip"):
@@ -135,22 +136,22 @@ def prepare_data(
     for problem in result.problems:
         if problem.severity == "warning":
             emit(Event("warning", {"text": problem.text()}))
-    result.require(root)
+    if any(p.severity == "error" and p.kind not in FAULTS for p in result.problems):
+        result.require(root)
     manifest, skipped = result.table, result.skipped
     # a dry run writes nothing, so it has nowhere to keep what it decoded
     faults = [] if store.read_only else _check_decodable(root, manifest, store, workers, emit)
-    if faults and on_bad_image == "stop":
-        shown = "\n".join(f"    {manifest['path'].iloc[row]}: {text}" for row, text in faults)
-        raise DataError(
-            f"{len(faults)} images cannot be decoded:\n{shown}", where=root,
-            fix="replace or remove them, or leave them out with --on-bad-image skip",
-        )  # fmt: skip
+    bad = [f"{manifest['path'].iloc[row]} ({text})" for row, text in faults]
+    if on_bad_image == "stop":
+        what, fix = "{n} images cannot be decoded", "replace or remove them, or leave them out with --on-bad-image skip"
+        require([*result.problems, *about("undecodable", "error", what, str(root), fix, bad, whole=True)], root)
     if faults:
         keep = np.ones(len(manifest), bool)
         keep[[row for row, _ in faults]] = False
         manifest = manifest[keep].reset_index(drop=True)
         skipped += len(faults)
-        emit(Event("warning", {"text": f"{skipped} images that cannot be decoded are left out"}))
+        listed = "".join(f"\n    {printable(name)}" for name in bad)
+        emit(Event("warning", {"text": f"{len(bad)} images that cannot be decoded are left out:{listed}"}))
     names = None if spec.generators == "all" else [canonical_name(g, spec.aliases) for g in spec.generators]
     count = suite.test.per_generator if limit is None else min(limit, suite.test.per_generator)
     cells = draw_cells(manifest, names, n=count, seed=suite.test.seed)

@@ -67,6 +67,21 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise _refuse(error, path) from error
 
 
+def require_writable(path: Path) -> None:
+    """Refuse early where ``path`` could not be written; nothing is made or left.
+
+    Raises:
+        StoreError: as :func:`write_once`.
+    """
+    folder = path.parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        _temporary(folder / path.name, b"").unlink()
+    except OSError as error:
+        raise _refuse(error, path) from error
+
+
 def to_json(value: Any) -> bytes:
     """JSON text with sorted keys, for people and for diffs."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

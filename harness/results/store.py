@@ -45,6 +45,10 @@ def _keep(path: Path, data: bytes) -> None:
         write_atomic(path, data)
 
 
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(to_json(json.loads(to_json(value)))).hexdigest()  # as it is when read again
+
+
 @dataclass(frozen=True)
 class _Index:
     """Where each stored image of a key is: sorted digests with segment and row."""
@@ -280,17 +284,22 @@ class Store:
         if not path.exists():
             return None
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
-        except ValueError:
+            document = json.loads(path.read_text())
+            value: dict[str, Any] = document["value"]
+            if _json_digest(value) != document["sha256"]:
+                raise ValueError("the entry does not match its digest")
+        except (ValueError, KeyError, TypeError):
             self._warn(f"stored {kind} {key[:12]} is damaged and is made again")
-            path.rename(path.with_suffix(".bad"))
+            with contextlib.suppress(FileNotFoundError):  # another process found the same damage first
+                path.rename(path.with_suffix(".bad"))
             return None
-        return content
+        return value
 
     def put_entry(self, kind: str, key: str, value: Mapping[str, Any], *, replace: bool = False) -> None:
         """Store a JSON document; the first writer wins, unless it is to ``replace`` (what an entry names is gone)."""
         write = write_atomic if replace else write_once
-        write(self.root / "entries" / kind / f"{key}.json", to_json(value))
+        document = {"sha256": _json_digest(value), "value": dict(value)}
+        write(self.root / "entries" / kind / f"{key}.json", to_json(document))
 
     # heads -------------------------------------------------------------------------------------------------------
 
@@ -337,12 +346,13 @@ class Store:
 
 
 def write_head(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Write a head's arrays (safetensors) and meta (JSON, with the arrays' sha256) into a folder."""
+    """Write a head's arrays (safetensors) and meta (JSON, with the sha256 of both) into a folder."""
     from safetensors.numpy import save
 
     data = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     write_atomic(folder / "head.safetensors", data)
-    write_atomic(folder / "head.json", to_json({"sha256": hashlib.sha256(data).hexdigest(), "meta": dict(meta)}))
+    digests = {"sha256": hashlib.sha256(data).hexdigest(), "meta_sha256": _json_digest(meta)}
+    write_atomic(folder / "head.json", to_json({**digests, "meta": dict(meta)}))
 
 
 def read_head(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -357,8 +367,9 @@ def read_head(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         document = json.loads((folder / "head.json").read_text())
         raw = (folder / "head.safetensors").read_bytes()
-        if hashlib.sha256(raw).hexdigest() != document["sha256"]:
+        whole = hashlib.sha256(raw).hexdigest() == document["sha256"]
+        if not whole or _json_digest(document["meta"]) != document["meta_sha256"]:
             raise StoreError("a fitted head does not match its digest", where=folder)
         return load(raw), document["meta"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"a fitted head cannot be read: {error}", where=folder) from error

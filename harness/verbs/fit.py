@@ -13,6 +13,7 @@ import numpy as np
 from harness.api.contract import FixedThreshold, Head
 from harness.api.errors import ConfigError, DataError, ProtocolError
 from harness.api.events import Event, Listener
+from harness.results.files import require_writable
 from harness.verbs.choose import Chosen, image_paths, named_detector
 from harness.verbs.score import Answer, Looked, stream
 
@@ -175,6 +176,7 @@ def fit(
     handle = named_detector(chosen)
     if (out / "fitted.json").exists():
         raise ConfigError("a fitted detector is there already", where=out, fix="name another folder with --out")
+    require_writable(out / "fitted.json")
     sets = _sets(data_root, handle, generated, count, skip=on_bad_image == "skip", emit=emit)
     for note in sets.notes:
         emit(Event("note", {"text": note}))

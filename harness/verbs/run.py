@@ -16,7 +16,7 @@ from harness.api.errors import ConfigError, DataError, HarnessError, WeightsErro
 from harness.api.events import Event, Listener
 from harness.engine.rows import PreparedRow, describe, prepare_rows
 from harness.engine.suite import Suite, load_suite
-from harness.results.files import to_json, write_atomic
+from harness.results.files import require_writable, to_json, write_atomic
 from harness.verbs.progress import Progress, clock
 
 if TYPE_CHECKING:
@@ -293,6 +293,8 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     reading = request.dry_run and root is not None  # the demo's corpus is made beside the store, and so is the store
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})), read_only=reading)
     settings = _settings(request, suite)
+    if not request.dry_run:
+        require_writable(request.out / "record.json")
     data = prepare_data(
         suite, root if root is not None else demo_root(request.store, say), store,
         seen=[g for row in rows for g in row.trained_on], limit=request.limit, allow_outside=request.allow_outside,

@@ -174,10 +174,11 @@ def embed(
 
     import numpy as np
 
-    from harness.results.files import write_atomic
+    from harness.results.files import require_writable, write_atomic
 
     if out.suffix != ".npz":
         raise ConfigError("the result is an .npz file", where=out, fix="end --out in .npz")
+    require_writable(out)
     paths = image_paths(given, emit)
     handle = named_detector(chosen) if chosen.fitted is None else fitted_detector(chosen, lambda _: None)
     features = np.empty((len(paths), handle.chain.extractor.dim), np.float32)

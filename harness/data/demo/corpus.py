@@ -148,7 +148,7 @@ def _complete(out: Path, parameters: dict[str, object]) -> bool:
             return False
         found = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in marker["files"]}
         return _digest(found) == marker["digest"] and found == marker["files"]
-    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError):
+    except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
@@ -197,9 +197,9 @@ def build_demo(
 
     building = out.with_name(f".{out.name}.building-{os.getpid()}")
     _remove_leftovers(out)
-    for folder in (f"{PHOTOGRAPHS}/imgs", *GENERATORS):
-        (building / folder).mkdir(parents=True)
     try:
+        for folder in (f"{PHOTOGRAPHS}/imgs", *GENERATORS):
+            (building / folder).mkdir(parents=True)
         files, exif, landmarks = _Made({}, {}, {})
         for made in _run(_tasks(building, counts, seed, size), workers):
             files |= made.files
