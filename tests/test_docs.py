@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -58,6 +60,8 @@ RUNNABLE = (
     "harness suites show cross_generator",
     "harness detectors list",
     "harness detectors show blades-oc",
+    "harness weights list",
+    "harness weights check",
 )
 
 
@@ -99,6 +103,50 @@ def test_links_within_the_repository_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_for_a_users_own_images_run(tmp_path: Path) -> None:
+    """In one folder, in order; zou25's file is made from a seed, and the run's folder by a fit of a small encoder."""
+    _own_images(tmp_path)
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## A verdict on your own images\n")[1]
+    [block] = re.findall(r"```bash\n(.*?)```", section.split("\n## ")[0], re.S)
+    lines = block.splitlines()
+    assert [line.split()[1] for line in lines] == ["score", "fit", "score", "embed"]
+    small = {"fit": " --batch-size 4", "embed": " --batch-size 4"}  # batches are padded: 32 would take a minute more
+    answers = [_run(line + small.get(line.split()[1], ""), tmp_path) for line in lines]
+    assert "blades-oc: generated where score >" in answers[0]
+    assert {row["verdict"] for row in json.loads(answers[2])["images"]} <= {"photographic", "generated", "abstain"}
+    assert (tmp_path / "features.npz").is_file()
+
+
+def _own_images(folder: Path) -> None:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from detectors.networks.resnet import ResNet
+    from detectors.zou25 import HEADS
+
+    random = np.random.default_rng(1)
+    for name in [f"photographs/{i}.png" for i in range(24)] + ["portraits/a.png", "portraits/b.png", "holiday.jpg"]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / name)
+    state = ResNet.seeded(768, 0).to_torchvision("model.visual.")
+    state |= {f"{h}.weight": torch.zeros(1, 768) for h in HEADS} | {f"{h}.bias": torch.zeros(1) for h in HEADS}
+    (folder / "pretrained/zou25").mkdir(parents=True)
+    torch.save({"model": state}, folder / "pretrained/zou25/our_model.pth")
+    fitted = "runs/cross_generator-demo/RUN_ID/fitted/blades-oc"
+    small = "--weights random --set encoder=tiny --set image_size=64 --set components=2"
+    _run(f"harness fit --detector blades-oc {small} --data-root photographs --out {fitted}", folder)
+
+
+def _run(line: str, folder: Path) -> str:
+    command = [sys.executable, "-m", "harness", *shlex.split(line)[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def test_every_example_in_help_is_a_command() -> None:
@@ -164,3 +212,39 @@ def test_the_sixteen_detectors_stand_in_the_architecture() -> None:
     rows = _table(ROOT / "docs" / "architecture.md", "How the 16 fit")
     assert len(rows) == 16
     assert all(all(row) for row in rows)
+
+
+def _built_in() -> list[str]:
+    from harness.api.registry import registrations
+
+    return [name for name, entry in registrations().items() if entry.target.startswith("detectors.")]
+
+
+def test_readme_and_architecture_name_the_detectors_that_are_here() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    built = _built_in()
+    section = text.split("**Here: ")[1].split("\n- **")[0]
+    assert sorted(re.findall(r"`([a-z0-9-]+)`", section)) == sorted(built)
+    counts = {2: "two", 9: "nine", 10: "ten", 12: "twelve", 16: "sixteen"}
+    assert section.startswith(f"{counts[len(built)]} of the sixteen detectors")
+    rows = _table(ROOT / "docs" / "architecture.md", "How the 16 fit")
+    here = [row[0].removesuffix(" (*here*)").lower() for row in rows if row[0].endswith("(*here*)")]
+    assert sorted(here) == sorted(built)
+
+
+def test_each_detector_has_a_paragraph_with_its_files_and_options() -> None:
+    from harness.api.registry import detector_class
+
+    text = (ROOT / "docs" / "detectors.md").read_text(encoding="utf-8")
+    shared = {"components", "seed", "fpr"}
+    own_recipe = {"hidden", "epochs", "batch_size", "lr", "weight_decay", "balanced", "head_seed"}
+    for name in _built_in():
+        assert f"\n**{name}.** " in text, name
+        paragraph = text.split(f"\n**{name}.** ")[1].split("\n\n")[0]
+        cls = detector_class(name)
+        for file in cls.weights_files.values():
+            assert f"`{file.name}`" in paragraph, file.name
+        as_oc = {"encoder", "image_size"} if name == "blades-bc" else set()
+        for option in set(cls.Options.model_fields) - shared - own_recipe - as_oc:
+            assert re.search(rf"`{option}\b", paragraph), f"{name}: {option}"
+        assert "Never run: " in paragraph, name
