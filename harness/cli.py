@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -403,6 +404,8 @@ def main() -> None:
     """Entry point: errors that are the input's fault become one message and exit code 2."""
     from harness.api.errors import HarnessError
 
+    # what Pillow thinks of a file's metadata or size; whether the file is refused is said by us
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app(standalone_mode=True)
     except HarnessError as error:

@@ -91,6 +91,23 @@ def _refuse_archive(path: Path) -> None:
         raise WeightsError("refused to load: its members are compressed", where=path, fix="download it again")
 
 
+def _plain(tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """The tensors, where all are plain numbers and together of a bounded size."""
+    import torch
+
+    odd = [
+        name for name, t in tensors.items()
+        if t.layout != torch.strided or t.is_complex() or t.is_quantized or t.is_meta
+    ]  # fmt: skip
+    if odd:
+        what = f"{len(odd)} tensors are no plain numbers (sparse, quantised or complex): {', '.join(odd[:3])}"
+        raise WeightsError(what, where=where, fix="use the official file of this detector")
+    # one stored number can claim any shape
+    if sum(t.numel() * t.element_size() for t in tensors.values()) > MAX_CHECKPOINT_BYTES:
+        raise WeightsError(f"its tensors claim more than {MAX_CHECKPOINT_BYTES >> 30} GiB", where=where)
+    return tensors
+
+
 def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict")) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name. Where the file is a dictionary with one of the ``container`` keys, that
     part is taken (the authors' ``torch.save({"model": ...})``); else the whole dictionary.
@@ -98,7 +115,8 @@ def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict"))
     Only safetensors and what ``torch.load(weights_only=True)`` accepts are read: nothing in the file runs.
 
     Raises:
-        WeightsError: missing, too large, not a checkpoint, needs unpickling of code, or without tensors.
+        WeightsError: missing, too large, not a checkpoint, needs unpickling of code, without tensors, or with
+            tensors that are sparse, quantised or complex.
     """
     if not path.is_file():
         raise WeightsError("weights file not found", where=path, fix="check the path, or set --weights-root")
@@ -109,7 +127,7 @@ def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict"))
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            return _plain(load_file(path), path)
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"not a readable safetensors file: {error}", where=path) from error
     import torch
@@ -134,13 +152,7 @@ def read_tensors(path: Path, container: Iterable[str] = ("model", "state_dict"))
     _flatten(content, "", out, path)
     if not out:
         raise WeightsError("holds no tensors", where=path)
-    return out
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    import torch
-
-    return tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_quantized or tensor.is_meta)
+    return _plain(out, path)
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: object) -> None:
@@ -162,12 +174,9 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: object)
     ]
     # values are looked at only where the shape fits: a tensor of one stored number can claim any size
     fitting = [k for k in own if k in tensors and tensors[k].shape == own[k].shape]
-    odd = [k for k in fitting if not _is_plain(tensors[k])]
-    bad = [
-        k for k in fitting if k not in odd and own[k].is_floating_point()
-        and not torch.isfinite(tensors[k].to(own[k].dtype)).all()
-    ]  # fmt: skip
-    found = {"missing": missing, "spare": spare, "misshaped": shapes, "no plain numbers": odd, "not finite": bad}
+    real = [k for k in fitting if own[k].is_floating_point()]
+    bad = [k for k in real if not torch.isfinite(tensors[k].to(own[k].dtype)).all()]
+    found = {"missing": missing, "spare": spare, "misshaped": shapes, "not finite": bad}
     faults = [(m, f) for m, f in found.items() if f]
     if faults:
         parts = [f"{len(f)} {m}: {', '.join(f[:3])}{', ...' if len(f) > 3 else ''}" for m, f in faults]

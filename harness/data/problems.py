@@ -36,8 +36,12 @@ class Problem:
     examples: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """Lines for people: severity, message, where, fix, examples."""
-        lines = [f"{self.severity}: {self.message}", f"  where: {printable(self.where)}"]
+        """Lines for people: severity, message, where, examples, fix."""
+        return f"{self.severity}: {self.said()}"
+
+    def said(self) -> str:
+        """The same without the severity, for a message that states it."""
+        lines = [self.message, f"  where: {printable(self.where)}"]
         if len(self.examples) > NUM_EXAMPLES:
             lines += [f"    {printable(e)}" for e in self.examples]
         elif self.examples:
@@ -77,6 +81,6 @@ def require(problems: Iterable[Problem], root: object) -> None:
     """Raise one `DataError` that lists every error among `problems`; warnings pass."""
     errors = [p for p in problems if p.severity == "error"]
     if errors:
-        listed = "\n".join(p.text() for p in errors)
+        listed = "\n".join(f"- {p.said()}" for p in errors)
         what = f"the data has {len(errors)} problem{'s' if len(errors) > 1 else ''}:\n{listed}"
         raise DataError(what, root, "mend what is listed; `harness data check` shows it again with all warnings")

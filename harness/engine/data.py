@@ -135,7 +135,7 @@ def prepare_data(
     )  # fmt: skip
     for problem in result.problems:
         if problem.severity == "warning":
-            emit(Event("warning", {"text": problem.text()}))
+            emit(Event("warning", {"text": problem.said()}))
     if any(p.severity == "error" and p.kind not in FAULTS for p in result.problems):
         result.require(root)
     manifest, skipped = result.table, result.skipped

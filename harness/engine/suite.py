@@ -222,9 +222,11 @@ def load_suite(
     profiles = document.pop("profiles", {}) or {}
     if not isinstance(profiles, dict):
         raise ConfigError("profiles must be a mapping", where=path)
-    for key in profiles:
+    for key, overlay in profiles.items():
         if key not in PROFILES:
             raise unknown("profile", str(key), list(PROFILES), where=path)
+        if not isinstance(overlay, dict | None):
+            raise ConfigError(f"profiles.{key} must be a mapping", where=path)
     if profile not in PROFILES:
         raise unknown("profile", profile, list(PROFILES))
     document = _merge(document, profiles.get(profile) or {})

@@ -47,7 +47,7 @@ def image_paths(given: Sequence[Path], emit: Listener) -> list[Path]:
             scan = scan_images(path.resolve(), path.resolve(), allow_outside=True)
             out += [path / file for file in scan.files]
             for problem in scan.problems:
-                emit(Event("warning", {"text": problem.text()}))
+                emit(Event("warning", {"text": problem.said()}))
         elif path.exists():
             out.append(path)
         else:
