@@ -230,13 +230,14 @@ def test_landmarks_join_what_an_images_result_is_stored_under(
     import pandas as pd
 
     from harness.engine.plan import item_digests
+    from harness.results.digests import digests_array
 
     image = face(tmp_path, golden_dir, golden)
     manifest = pd.DataFrame({"sha256": [file_digest(image)], "path": ["face.png"]})
-    rows, preprocess = np.array([0]), Hu21().preprocess()
-    first = item_digests(manifest, tmp_path, preprocess, rows)
+    images, preprocess = digests_array([file_digest(image)]), Hu21().preprocess()
+    first = item_digests(images, manifest, tmp_path, preprocess)
     (tmp_path / "face.png.json").write_text('{"landmarks": null}')
-    second = item_digests(manifest, tmp_path, preprocess, rows)
+    second = item_digests(images, manifest, tmp_path, preprocess)
     assert first[0] != second[0]
     with pytest.raises(Abstain):
         preprocess(golden["f0_image"], preprocess.sidecar(image))
