@@ -16,6 +16,7 @@ from harness.api.registry import make_detector
 from harness.api.weights import ResolvedWeights
 from harness.data.edits import InputEdits, MatchFormat
 from harness.engine.bundled import Places
+from harness.engine.fitted import check_document, check_fits
 from harness.engine.fitting import score_features
 from harness.engine.rows import prepare_row
 from harness.engine.stream import pinned, stream_features
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Images = Sequence[str | Path | np.ndarray]
-FITTED_KEYS = ("detector", "options", "protocol", "weights", "threshold", "edits", "micro_batches", "numerics")
-"""What ``fitted.json`` must hold to be loaded."""
 
 
 class DetectorHandle:
@@ -235,15 +234,13 @@ def load_fitted(
     try:
         document = json.loads((folder / "fitted.json").read_text(encoding="utf-8"))
         arrays, meta = read_head(folder / "head")
-        absent = [key for key in FITTED_KEYS if key not in document]
     except (OSError, ValueError, TypeError, StoreError) as error:
         raise DataError(f"not a fitted detector: {error}", where=folder) from error
-    if absent:
-        raise DataError(f"not a fitted detector: fitted.json lacks {', '.join(absent)}", where=folder)
-    switches = document["protocol"]
-    detector = make_detector(document["detector"], document["options"], Protocol.model_validate(switches))
+    protocol = check_document(document, folder)
+    detector = make_detector(document["detector"], document["options"], protocol)
     handle = DetectorHandle.__new__(DetectorHandle)
     handle.detector, handle.chain = detector, Chain.of(detector)
+    check_fits(document, handle.chain, folder)
     given = [weights] if isinstance(weights, str | Path) else list(weights or ())
     places = Places(folder, tuple(Path(g) for g in given), None if weights_root is None else Path(weights_root))
     handle.weights = {slot: places.find(slot, said) for slot, said in document["weights"].items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from harness.api.errors import ConfigError
 from harness.api.yamlsafe import load_yaml
 from harness.engine.suite import find_suite, shipped
+from harness.results.files import write_once
 
 
 def listing(as_json: bool) -> tuple[Any, bool, str]:
@@ -25,15 +25,11 @@ def copy(name: str, out: Path) -> Path:
     """The copy's path.
 
     Raises:
-        ConfigError: a file of that name is there already, or the folder cannot be written.
+        ConfigError: a file of that name is there already.
+        StoreError: it cannot be written.
     """
     source = find_suite(name)
     target = out / source.name if out.is_dir() or out.suffix == "" else out
-    if target.exists():
+    if not write_once(target, source.read_bytes()):
         raise ConfigError("a file of that name is there already", where=target, fix="name another with --out")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    except OSError as error:
-        raise ConfigError(f"cannot write: {error.strerror}", where=target) from error
     return target

@@ -143,3 +143,10 @@ def suite(tmp_path: Path) -> Callable[..., Path]:
         return write_suite(tmp_path, rows or ("calibrated",), **changes)
 
     return written
+
+
+@pytest.fixture(scope="module")
+def whole(plugins: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, Ended]:
+    """An undisturbed run of ``calibrated``: its shell, and how it ended."""
+    shell = Shell(tmp_path_factory.mktemp("whole") / "work")
+    return shell, shell.run(write_suite(tmp_path_factory.mktemp("whole-suite"), ("calibrated",)), data)
