@@ -33,6 +33,11 @@ class ClipFeatures(Extractor):
         """512 of a base network, 768 of the large one."""
         return VISION_SIZES[self.network].dim
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the image tower; the text tower is not loaded."""
+        return VISION_SIZES[self.network].num_parameters
+
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen tower as a function `[B, 3, 224, 224]` → `[B, dim]` float32.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from detectors.mixture import FramedPreprocess, MixtureDetector, MixtureOptions
+from detectors.networks.sizes import resnet_parameters
 from harness.api.contract import Extractor, Facts, Preprocess, Weights, WeightsFile
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class EalFeatures(Extractor):
 
     slots: ClassVar[tuple[str, ...]] = ("weights",)
     dim = 768
+    num_parameters = resnet_parameters(dim)
 
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen network as a function `[B, 3, H, W]` → `[B, 768]` float32.

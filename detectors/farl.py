@@ -26,6 +26,7 @@ class FarlFeatures(Extractor):
 
     slots: ClassVar[tuple[str, ...]] = ("weights",)
     dim = VISION_SIZES["vit-b-16"].dim
+    num_parameters = VISION_SIZES["vit-b-16"].num_parameters
 
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen tower as a function `[B, 3, 224, 224]` → `[B, 512]` float32.

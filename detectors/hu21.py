@@ -142,6 +142,11 @@ class HighlightsOfEyes(Extractor):
         """1."""
         return 1
 
+    @property
+    def num_parameters(self) -> int | None:
+        """0: nothing is learnt."""
+        return 0
+
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """A function `[B, 8, H, W]` → `[B, 1]` float32; it works on the CPU."""
         import torch
@@ -158,6 +163,11 @@ class HighlightsByDlib(HighlightsOfEyes):
     """The same from whole images, with dlib's landmarks; not exactly one face: undecided."""
 
     slots: ClassVar[tuple[str, ...]] = ("landmarks",)
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Not stated: those of dlib's face finder and of its predictor, regression trees."""
+        return None
 
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """A function `[B, 3, H, W]` (0..255) → `[B, 1]` float32; it works on the CPU.

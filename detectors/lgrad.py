@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SIDE = 256
 """Side of the images that the discriminator was trained on, and of the gradient images."""
+DISCRIMINATOR_PARAMETERS = 23_052_353
+"""Weights and biases in the discriminator's file; the six `input` layers of smaller images are never used."""
 
 
 class LgradOptions(DetectorOptions):
@@ -73,6 +75,7 @@ class GradientImage(Transform):
     slots: ClassVar[tuple[str, ...]] = ("discriminator",)
     micro_batch: ClassVar[int] = 1
     map_bytes: ClassVar[int] = 3 * SIDE * SIDE
+    num_parameters = DISCRIMINATOR_PARAMETERS
 
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """A function: images `[B, 3, 256, 256]` float32 in [−1, 1] → maps of that shape, uint8.

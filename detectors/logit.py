@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from detectors.networks.sizes import resnet_parameters
 from harness.api.contract import Extractor, FitData, FittedHead, Head, Weights
 from harness.api.heads import check_dim, in_blocks
 
@@ -64,6 +65,11 @@ class ResNetLogit(Extractor):
     def dim(self) -> int:
         """1."""
         return 1
+
+    @property
+    def num_parameters(self) -> int:
+        """Of a ResNet-50 with one output."""
+        return resnet_parameters(1)
 
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen network as a function `[B, 3, H, W]` → `[B, 1]` float32.

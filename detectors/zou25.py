@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from detectors.mixture import FramedPreprocess, MixtureDetector, MixtureOptions
+from detectors.networks.sizes import resnet_parameters
 from harness.api.contract import Extractor, Facts, Preprocess, Weights, WeightsFile
 from harness.api.errors import WeightsError
 
@@ -33,6 +34,7 @@ class Zou25Features(Extractor):
 
     slots: ClassVar[tuple[str, ...]] = ("weights",)
     dim = 768
+    num_parameters = resnet_parameters(dim)
 
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen network as a function `[B, 3, H, W]` → `[B, 768]` float32.

@@ -286,11 +286,16 @@ def detectors_list(as_json: Json = False) -> None:
 
 
 @detectors_app.command("show")
-def detectors_show(name: str, weights_root: WeightsRoot = Path("pretrained"), as_json: Json = False) -> None:
-    """Facts, options, weights and what is missing of a detector."""
+def detectors_show(
+    name: str,
+    flops: Annotated[bool, typer.Option(help="Count FLOPs by a forward with random weights (seconds).")] = True,
+    weights_root: WeightsRoot = Path("pretrained"),
+    as_json: Json = False,
+) -> None:
+    """Facts, options, parameters, FLOPs, weights and what is missing of a detector."""
     from harness.verbs.detectors import show
 
-    say(*show(name, weights_root, as_json))
+    say(*show(name, weights_root, as_json, flops=flops))
 
 
 @detectors_app.command("check")

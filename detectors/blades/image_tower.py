@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from detectors.blades.config import EncoderConfig
+from detectors.networks.sizes import resnet_parameters
 from harness.api.contract import Extractor, Preprocess, Weights
 from harness.api.preprocess import CLIP_MEAN, CLIP_STD, Normalise, TensorResize
 
@@ -62,6 +63,14 @@ class BladesImageTower(Extractor):
     def dim(self) -> int:
         """D: 768 for the paper's encoder."""
         return self.config.feature_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the image tower; the text tower is for training alone."""
+        sizes = self.config
+        return resnet_parameters(
+            sizes.feature_dim, stem=sizes.stem, hidden_sizes=sizes.hidden_sizes, depths=sizes.depths
+        )
 
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen tower as a function `[B, 3, H, W]` → `[B, D]` float32, unit norm.

@@ -97,6 +97,11 @@ class Stage(ABC):
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: v for k, v in values.items() if not isinstance(v, Stage)}
 
+    @property
+    def num_parameters(self) -> int | None:
+        """Weights and biases that ``load`` fills, for listings: 0 where there is nothing to learn, None: not stated."""
+        return None
+
 
 class Preprocess(Stage):
     """uint8 RGB pixels ``[H, W, 3]`` -> float32 tensor ``[C, h, w]``; images may keep their own sizes."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.api.contract import Chain, FixedThreshold
 from harness.api.errors import HarnessError
 from harness.api.registry import detector_class, make_detector, registrations
+
+if TYPE_CHECKING:
+    from harness.engine.cost import Cost
 
 
 def listing(as_json: bool) -> tuple[Any, bool, str]:
@@ -39,10 +43,30 @@ def _chain_lines(chain: Chain) -> dict[str, str]:
     }
 
 
-def show(name: str, weights_root: Path, as_json: bool) -> tuple[Any, bool, str]:
-    """Facts, chain, options with defaults, and each weights file with whether it is here."""
+def _size_lines(cost: Cost, counted: str) -> list[str]:
+    """Parameters and FLOPs for people, a line each, with the stages where there are several."""
+
+    def line(what: str, total: int | None, parts: list[int | None], otherwise: str) -> str:
+        words = ["?" if part is None else f"{part:,}" for part in parts]
+        each = ", ".join(f"{stage.stage} {word}" for stage, word in zip(cost.stages, words, strict=True))
+        said = otherwise if total is None else f"{total:,}"
+        return f"  {what:<10} {said}" + (f" ({each})" if len(parts) > 1 and total is not None else "")
+
+    lines = [line("parameters", cost.parameters, [stage.parameters for stage in cost.stages], "not stated")]
+    lines.append(line("FLOPs", cost.flops, [s.flops for s in cost.stages], f"not counted: {cost.reason}"))
+    return lines + ([f"             of {counted}"] if cost.flops is not None else [])
+
+
+def show(name: str, weights_root: Path, as_json: bool, *, flops: bool = True) -> tuple[Any, bool, str]:
+    """Facts, chain, parameters, FLOPs, options with defaults, and each weights file with whether it is here.
+
+    ``flops`` builds the networks with random weights and runs each once: seconds.
+    """
+    from harness.engine.cost import COUNTED, cost_of
+
     detector = make_detector(name)
     facts, chain = detector.facts, Chain.of(detector)
+    cost = cost_of(chain, flops=flops)
     files = []
     for slot, official in detector.weights_files.items():
         here = weights_root / official.name
@@ -55,12 +79,17 @@ def show(name: str, weights_root: Path, as_json: bool) -> tuple[Any, bool, str]:
         "detector": name, "title": facts.title, "citation": facts.citation, "code": facts.code,
         "licence": facts.licence, "published_row": facts.published_row, "notes": list(facts.notes),
         "chain": _chain_lines(chain),
+        "size": {
+            "parameters": cost.parameters, "flops": cost.flops, "flops_of": COUNTED,
+            "flops_not_counted": cost.reason or None, "stages": [asdict(stage) for stage in cost.stages],
+        },
         "options": {k: v if isinstance(v, str | int | float | bool | None) else str(v) for k, v in options.items()},
         "weights": files,
     }  # fmt: skip
     lines = [f"{name}: {facts.title}", f"  citation  {facts.citation}", f"  code      {facts.code}"]
     lines += [f"  licence   {facts.licence}", *(f"  note      {note}" for note in facts.notes), "chain"]
     lines += [f"  {key:<10} {value}" for key, value in document["chain"].items()]
+    lines += ["size (transforms and extractor)", *_size_lines(cost, COUNTED)]
     lines += ["options", *(f"  {key} = {value!r}" for key, value in document["options"].items()), "weights"]
     for file in files:
         state = "here" if file["here"] else f"MISSING: get it from {file['where']}"

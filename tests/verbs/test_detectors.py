@@ -49,6 +49,21 @@ def test_show_says_the_chain_the_options_and_what_is_missing(cli: Cli) -> None:
     assert "generators" in cli("detectors", "show", "pseudo-head").out
 
 
+def test_show_counts_parameters_and_flops_for_people_and_machines(cli: Cli) -> None:
+    text = cli("detectors", "show", "trained-cnn").out
+    flops = 2 * (15**2 * 8 * 27 + 7**2 * 8 * 72 + 8)
+    assert "parameters not stated" in text
+    assert f"FLOPs      {flops:,}" in text
+    assert "multiply-adds counted as two" in text
+    size = cli("detectors", "show", "trained-cnn", "--json").document["size"]
+    assert (size["parameters"], size["flops"], size["flops_not_counted"]) == (None, flops, None)
+    assert size["stages"] == [{"stage": "TinyCnn", "parameters": None, "flops": flops}]
+    size = cli("detectors", "show", "lgrad", "--no-flops", "--json").document["size"]
+    assert size["parameters"] == sum(stage["parameters"] for stage in size["stages"]) == 46_562_434
+    assert (size["flops"], size["flops_not_counted"]) == (None, "not asked for")
+    assert "abstains on a made image" in cli("detectors", "show", "hu21").out
+
+
 def test_an_unknown_detector_gets_a_suggestion(cli: Cli, refused) -> None:
     assert "did you mean 'grad-map'" in refused(cli("detectors", "show", "grad-mpa"))
     assert "did you mean 'grad-map'" in refused(cli("detectors", "check", "grad-mpa"))
