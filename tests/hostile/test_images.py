@@ -216,6 +216,7 @@ HEADER = 64
 NUMBERS = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 50_000, 2**31 - 1, 2**31, 2**32 - 1])
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.sampled_from(sorted(WHOLE)),
