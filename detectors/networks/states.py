@@ -48,7 +48,11 @@ def _check(
             if list(tensors[key].shape) != shapes[key]
         ],
         "not floating point": [key for key in real if not tensors[key].is_floating_point()],
-        "not finite": [key for key in real if not torch.isfinite(tensors[key]).all()],
+        "not finite": [
+            key
+            for key in real
+            if list(tensors[key].shape) == shapes[key] and not torch.isfinite(tensors[key].to(torch.float32)).all()
+        ],
     }
     parts = [
         f"{len(keys)} {fault}: {', '.join(prefix + key for key in keys[:3])}{', ...' if len(keys) > 3 else ''}"

@@ -211,7 +211,7 @@ def test_memory_does_not_grow_with_the_number_of_images(ran, tmp_path: Path, ins
     _, run_dir = ran
     big = tmp_path / "big.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1400, 3), dtype=np.uint8)).save(big, quality=60)
-    num = 60  # of 4.2 MB as pixels and 16.8 MB as a float32 tensor: 48 more would be a gigabyte if they were kept
+    num = 140  # of 4.2 MB as pixels and 16.8 MB as a float32 tensor: 128 more pixels alone would be 537 MB if kept
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(installed), str(run_dir / "fitted/native-size"), str(big), str(num)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
@@ -219,7 +219,7 @@ def test_memory_does_not_grow_with_the_number_of_images(ran, tmp_path: Path, ins
     assert done.returncode == 0, done.stderr
     count, before, after = map(int, done.stdout.split())
     assert count == num
-    assert (after - before) / 1024 < 120
+    assert (after - before) / 1024 < 400  # allocators keep 70 to 190 MiB of what is freed
 
 
 def test_links_are_followed_and_what_leads_nowhere_is_said(ran: tuple[Cli, Path], data: Path, tmp_path: Path) -> None:
