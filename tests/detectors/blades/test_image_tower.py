@@ -86,7 +86,7 @@ def test_the_source_that_keys_features_holds_no_text_tower_no_losses_and_no_trai
     from harness.engine.source import closure
 
     ours = {name for name in closure(BladesImageTower) if name.startswith("detectors.")}
-    networks = {"detectors.networks.resnet", "detectors.networks.states"}
+    networks = {f"detectors.networks.{name}" for name in ("resnet", "sizes", "states")}
     packages = {"detectors", "detectors.blades", "detectors.networks"}
     assert ours - packages == networks | {
         f"detectors.blades.{name}" for name in ("config", "image_tower", "states", "vision")
