@@ -396,7 +396,9 @@ def store_verify(store: StoreOption = Path(".blades-store"), as_json: Json = Fal
 @store_app.command("gc")
 def store_gc(
     store: StoreOption = Path(".blades-store"),
-    unused_days: Annotated[float | None, typer.Option(help="Also remove keys not written for so many days.")] = None,
+    unused_days: Annotated[
+        float | None, typer.Option(min=0, help="Also remove keys not written for so many days (0: all).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Remove debris, and what nobody wrote to for long."""

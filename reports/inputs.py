@@ -42,6 +42,9 @@ class RunInputs:
         return int(self.record["bootstrap"].get("seed", 2024))
 
 
+_UNFINISHED = "name a folder below runs/SUITE-PROFILE/; where its run was interrupted, run the suite again"
+
+
 def read_run(folder: Path) -> RunInputs:
     """Everything a report needs from a run folder.
 
@@ -49,7 +52,7 @@ def read_run(folder: Path) -> RunInputs:
         DataError: the folder is no finished run, or a file of it cannot be read.
     """
     if not folder.is_dir():
-        raise DataError("the run folder is not there", where=folder)
+        raise DataError("the run folder is not there", where=folder, fix="name runs/SUITE-PROFILE/RUN_ID")
     record = _record(folder / "record.json")
     return RunInputs(
         folder=folder,
@@ -63,7 +66,7 @@ def read_run(folder: Path) -> RunInputs:
 
 def _record(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise DataError("not a finished run folder: record.json is missing", where=path.parent, fix="run it again")
+        raise DataError("not a finished run folder: record.json is missing", where=path.parent, fix=_UNFINISHED)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -86,7 +89,7 @@ def _parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     if not path.exists():
-        raise DataError(f"not a finished run folder: {path.name} is missing", where=path.parent, fix="run it again")
+        raise DataError(f"not a finished run folder: {path.name} is missing", where=path.parent, fix=_UNFINISHED)
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors

@@ -299,7 +299,10 @@ def table_notes(
             "images, not a detector, and not ranked: where it is high, high numbers of detectors mean little."
         )
     if any(row.status == "published" for row in rows):
-        out.append("Rows marked 'published' are not part of this run; their numbers are the paper's.")
+        out.append(
+            "Rows marked 'published' are not part of this run; their numbers are the paper's, and their mean is over "
+            "the paper's generators."
+        )
     out += list(notes)
     out.append(protocol_line(record))
     return out

@@ -13,7 +13,7 @@ import pandas as pd
 from harness.data.audit import Separation, format_audit_scores, format_table, separations
 from harness.data.edits import InputEdits
 from harness.data.facts import Progress
-from harness.data.layouts import DataSpec, display_name
+from harness.data.layouts import DataSpec
 from harness.data.manifest import build_manifest
 from harness.data.problems import Problem, Severity, printable
 from harness.data.splits import draw_cells
@@ -169,7 +169,7 @@ def _short(table: pd.DataFrame, spec: DataSpec, per_generator: int, root: str) -
 
 
 def _counts(table: pd.DataFrame) -> pd.DataFrame:
-    name = table["generator"].where(table["label"] == 1, table["dataset"]).map(display_name).astype("str")
+    name = table["generator"].where(table["label"] == 1, table["dataset"]).astype("str")
     counted = table.assign(name=name).groupby(["label", "name", "split"]).size()
     return counted.rename("images").reset_index()
 

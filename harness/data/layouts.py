@@ -273,14 +273,17 @@ def _find_generators(
     wanted = spec.wanted
     left_out = [] if wanted is None else sorted(set(folders) - set(wanted))
     if left_out:
-        notes.append(f"folders that this suite does not ask for: {', '.join(printable(n) for n in left_out)}")
+        notes.append(f"folders that are not asked for: {', '.join(printable(n) for n in left_out)}")
     found = []
     for name in sorted(folders) if wanted is None else wanted:
         if name not in folders:
             there = ", ".join(printable(n) for n in sorted(folders)) or "none"
             known = ", ".join((name, *NAMES[name].aliases)) if name in NAMES else name
             what = f"no folder for generator {name!r} (there are: {there})"
-            fix = f"add a folder of its images ({known}), or map a folder to it under `aliases`"
+            fix = (
+                f"add a folder of its images ({known}), map a folder to it under `aliases`, or take the folders that "
+                "are here (--set data.generators=all)"
+            )
             problems.append(Problem("missing-folder", "error", what, str(base), fix))
             continue
         dataset = spec.dataset_of(name)

@@ -93,7 +93,7 @@ class Images:
 
     def __post_init__(self) -> None:
         if self.faces not in (*FACES, None):
-            raise ConfigError(f"--faces {self.faces!r}", fix=f"use {' or '.join(FACES)}")
+            raise ConfigError(f"--faces {self.faces!r}", fix="use whole, crop or off")
         if self.faces == "crop" and self._has_sidecars():
             what = "this detector reads a file beside each image, which speaks of the whole image"
             raise ConfigError(what, where="--faces crop", fix="leave --faces out")

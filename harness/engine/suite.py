@@ -166,7 +166,7 @@ def _assign(document: dict[str, Any], setting: str) -> None:
     """Apply one ``--set a.b=c``; the first word may be a detector row, else it is a key of the suite."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
-        raise ConfigError(f"--set {setting!r} is not of the form key.key=value")
+        raise ConfigError(f"--set {setting!r} is not of the form key.key=value", fix="as in test.per_generator=100")
     value = parse_yaml(f"value: {text}", f"--set {setting}")["value"]
     words = path.strip().split(".")
     if len(words) > 1 and words[0] in document.get("detectors", {}):

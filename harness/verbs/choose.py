@@ -39,6 +39,7 @@ def image_paths(given: Sequence[Path], emit: Listener) -> list[Path]:
     Raises:
         DataError: a path is not there, or there is no image at all.
     """
+    from harness.api.images import SUFFIXES
     from harness.data.lists import scan_images
 
     out: list[Path] = []
@@ -53,7 +54,8 @@ def image_paths(given: Sequence[Path], emit: Listener) -> list[Path]:
         else:
             raise DataError("no such file or folder", where=printable(str(path)), fix="check the path")
     if not out:
-        raise DataError("there is no image here", where=", ".join(printable(str(p)) for p in given))
+        where = ", ".join(printable(str(p)) for p in given)
+        raise DataError("there is no image here", where=where, fix=f"images end in {', '.join(sorted(SUFFIXES))}")
     return out
 
 

@@ -90,7 +90,8 @@ def show(name: str, weights_root: Path, as_json: bool, *, flops: bool = True) ->
     lines += [f"  licence   {facts.licence}", *(f"  note      {note}" for note in facts.notes), "chain"]
     lines += [f"  {key:<10} {value}" for key, value in document["chain"].items()]
     lines += ["size (transforms and extractor)", *_size_lines(cost, COUNTED)]
-    lines += ["options", *(f"  {key} = {value!r}" for key, value in document["options"].items()), "weights"]
+    lines += ["options", *([f"  {key} = {value!r}" for key, value in document["options"].items()] or ["  none"])]
+    lines += ["weights"] if files else ["weights", "  none"]
     for file in files:
         state = "here" if file["here"] else f"MISSING: get it from {file['where']}"
         lines.append(f"  {file['slot']}: {file['path']} ({file['licence']}) {state}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,19 @@ def _features(handle: DetectorHandle, paths: list[Path], looked: Looked, say: Li
     return out, stream(handle, paths, looked, say, take)
 
 
+def _next(out: Path, chosen: Chosen) -> str:
+    """The line that scores with what was fitted: it names the weights that lie where `score` does not look."""
+    words = ["harness", "score", "IMAGES", "--fitted", str(out)]
+    root = chosen.weights_root
+    paths = [w for w in chosen.weights if w.rpartition("=")[2] != "random"]
+    for given in paths:
+        if not Path(given.rpartition("=")[2]).resolve().is_relative_to(root.resolve()):
+            words += ["--weights", given]
+    if root != Path("pretrained"):
+        words += ["--weights-root", str(root)]
+    return shlex.join(words)
+
+
 def _set_digest(digests: Sequence[str], keep: np.ndarray) -> str:
     return hashlib.sha256("".join(d for d, kept in zip(digests, keep, strict=True) if kept).encode()).hexdigest()
 
@@ -214,6 +228,6 @@ def fit(
     rule = f"from {calibration[0]:,} photographs" if calibration[0] else "fixed"
     text = (
         f"wrote {out}: {handle.detector.name} fitted on {document['fit_images']:,} images, threshold "
-        f"{handle.threshold:.6g} ({rule})\nnext: harness score IMAGES --fitted {out}"
+        f"{handle.threshold:.6g} ({rule})\nnext: {_next(out, chosen)}"
     )
     return Answer(document, text, 3 if images.faults else 0, warnings)

@@ -10,6 +10,8 @@ from typing import Any
 
 from harness.api.errors import DataError, HarnessError
 
+_UNFINISHED = "name a folder below runs/SUITE-PROFILE/; where its run was interrupted, run the suite again"
+
 
 def check_run_dir(folder: Path) -> Path:
     """The folder, when it is a run folder.
@@ -18,10 +20,10 @@ def check_run_dir(folder: Path) -> Path:
         DataError: it is not there, or holds no record and scores (an interrupted run).
     """
     if not folder.is_dir():
-        raise DataError("the run folder is not there", where=folder)
+        raise DataError("the run folder is not there", where=folder, fix="name runs/SUITE-PROFILE/RUN_ID")
     for name in ("record.json", "scores.parquet", "cells.parquet"):
         if not (folder / name).is_file():
-            raise DataError(f"not a finished run folder: {name} is missing", where=folder, fix="run the suite again")
+            raise DataError(f"not a finished run folder: {name} is missing", where=folder, fix=_UNFINISHED)
     return folder
 
 

@@ -174,6 +174,8 @@ def stamps(request: RunRequest, suite: Suite, rows: list[PreparedRow], skipped: 
 
 def plan_text(summary: Sequence[Mapping[str, Any]]) -> str:
     """The plan for people: stored, to do, hours, GB."""
+    if not summary:
+        return "nothing to compute: no row of the suite can run here"
     lines = [f"{'stage':<34} {'stored':>9} {'to do':>9} {'hours':>8} {'GB':>8}"]
     for row in summary:
         name = f"{row['stage']} ({', '.join(dict.fromkeys(row['rows']))})" if row["rows"] else row["stage"]
@@ -288,11 +290,11 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
         settings=request.settings,
         detectors=request.detectors,
     )
+    settings = _settings(request, suite)
     rows = prepare_rows(suite, request.weights_root)
     _say_missing(rows, say, request.require_all)
     reading = request.dry_run and root is not None  # the demo's corpus is made beside the store, and so is the store
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})), read_only=reading)
-    settings = _settings(request, suite)
     if not request.dry_run:
         require_writable(request.out / "record.json")
     data = prepare_data(

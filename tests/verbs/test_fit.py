@@ -103,3 +103,13 @@ def test_what_cannot_be_fitted_says_why(cli: Cli, data: Path, tmp_path: Path) ->
     again = cli("fit", "--detector", "grad-map", "--data-root", plain, "--out", "f")
     assert again.code == 2
     assert "already" in again.err
+
+
+def test_the_next_line_names_weights_that_lie_outside_the_weights_root(tmp_path: Path) -> None:
+    from harness.verbs.choose import Chosen
+    from harness.verbs.fit import _next
+
+    out, root, inside = Path("f"), tmp_path / "root", str(tmp_path / "root/zou25/model.pth")
+    assert _next(out, Chosen(detector="a", weights=("random",))) == "harness score IMAGES --fitted f"
+    assert _next(out, Chosen(detector="a", weights=("here/w.pth",))).endswith("--fitted f --weights here/w.pth")
+    assert _next(out, Chosen(detector="a", weights=(inside,), weights_root=root)).endswith(f"--weights-root {root}")

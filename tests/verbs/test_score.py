@@ -178,7 +178,7 @@ def wrong_calls(run_dir: Path, data: Path) -> list[tuple[tuple[object, ...], str
         ((image, "--fitted", run_dir / "fitted/mine", "--set", "a=b"), "keeps its options"),
         ((data / "none",), "no such file or folder"),
         ((run_dir / "tables", "--fitted", run_dir / "fitted/mine"), "no image here"),
-        ((image, "--fitted", run_dir / "fitted/mine", "--faces", "nose"), "use whole or crop"),
+        ((image, "--fitted", run_dir / "fitted/mine", "--faces", "nose"), "use whole, crop or off"),
         ((image, "--fitted", run_dir / "fitted/mine", "--on-bad-image", "x"), "use stop or skip"),
     ]
 

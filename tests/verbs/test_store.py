@@ -45,6 +45,9 @@ def test_gc_keeps_what_is_used_and_removes_what_was_not_written_to_for_long(base
     assert copy("store", "gc").out.startswith("removed 0 ")
     plan = copy.run(base.suite, data, "--dry-run").document["plan"]
     assert not any(p["to_do"] for p in plan)
+    refused = copy("store", "gc", "--unused-days", "-3")  # a slip of the hand must not empty a store
+    assert refused.code == 2
+    assert "greater than or equal to 0" in refused.err
     assert "would remove" in copy("store", "gc", "--unused-days", "0", "--dry-run").out
     copy("store", "gc", "--unused-days", "0")
     assert copy("store", "ls", "--json").document == []
