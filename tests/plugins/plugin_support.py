@@ -149,9 +149,15 @@ class Cli:
     def start(self, *words: object, limits: Callable[[], None] | None = None) -> subprocess.Popen[str]:
         """A process that is not waited for."""
         self.folder.mkdir(parents=True, exist_ok=True)
+
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background of a shell
+            if limits is not None:
+                limits()
+
         return subprocess.Popen(
             [sys.executable, "-m", "harness", *map(str, words)], cwd=self.folder, env=self._environment(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limits,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=prepare,
         )  # fmt: skip
 
     def __call__(self, *words: object, limits: Callable[[], None] | None = None) -> Done:
