@@ -53,7 +53,8 @@ def data_spec(suite: Suite) -> DataSpec:
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise unknown("key", str(first["loc"][-1]), list(DataSpec.model_fields), where=f"data.{key}") from None
-        raise ConfigError(f"data.{key}: {first['msg'].removeprefix('Value error, ')}", where=suite.suite) from None
+        place, message = f"data.{key}".rstrip("."), first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{place}: {message}", where=suite.suite) from None
 
 
 def _check_decodable(

@@ -144,7 +144,7 @@ def find_suite(name: str) -> Path:
     known = shipped()
     if path.stem in known and path.suffix in ("", ".yaml", ".yml") and (path.parent.name in ("", "suites")):
         return known[path.stem]
-    if path.suffix in (".yaml", ".yml") and path.parent != Path("."):
+    if path.is_dir() or (path.suffix in (".yaml", ".yml") and path.parent != Path(".")):
         raise ConfigError("suite file not found", where=name, fix=f"shipped suites: {', '.join(known)}")
     raise unknown("suite", path.stem, list(known))
 

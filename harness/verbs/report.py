@@ -6,9 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import DataError, HarnessError
+
+if TYPE_CHECKING:
+    from harness.engine.suite import Suite
 
 _UNFINISHED = "name a folder below runs/SUITE-PROFILE/; where its run was interrupted, run the suite again"
 
@@ -25,6 +28,20 @@ def check_run_dir(folder: Path) -> Path:
         if not (folder / name).is_file():
             raise DataError(f"not a finished run folder: {name} is missing", where=folder, fix=_UNFINISHED)
     return folder
+
+
+def check_tables(suite: Suite) -> None:
+    """Refuse a suite that names a published table which is not there, before anything is computed.
+
+    Raises:
+        ConfigError: says the table and the nearest known one.
+    """
+    from harness.api.registry import unknown
+    from reports.published import names
+
+    for index, table in enumerate(suite.tables):
+        if table.published is not None and table.published not in names():
+            raise unknown("published table", table.published, list(names()), where=f"tables.{index}.published")
 
 
 def audit_warnings(folder: Path) -> list[str]:

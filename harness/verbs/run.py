@@ -279,6 +279,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     from harness.engine.images import Reader
     from harness.engine.plan import make_plan, plan_summary
     from harness.results.store import Store
+    from harness.verbs.report import check_tables
 
     started = time.monotonic()
     say = emit or Progress()
@@ -290,6 +291,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
         settings=request.settings,
         detectors=request.detectors,
     )
+    check_tables(suite)
     settings = _settings(request, suite)
     rows = prepare_rows(suite, request.weights_root)
     _say_missing(rows, say, request.require_all)

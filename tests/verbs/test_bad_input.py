@@ -24,6 +24,7 @@ ROW = "detectors: {calibrated: {}}\n"
         ("[calibrated]\n", "holds a list, not a mapping"),
         (TOP + ROW + "#" + "x" * (1 << 20), "larger than 1 MiB"),
         (TOP + ROW + "protocol: papr\n", "papr"),
+        (TOP + ROW + "tables: [{kind: auc, title: T, published: separabilty}]\n", "did you mean 'separability'"),
         (TOP.replace("celeba-face", "celeba-fcae") + ROW, "celeba-face"),
         (TOP.replace("generators:", "generator:") + ROW, "did you mean 'generators'"),
     ],
