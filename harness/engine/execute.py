@@ -24,6 +24,9 @@ from harness.results.store import Store, write_head
 if TYPE_CHECKING:
     import pandas as pd
 
+FEW_CALIBRATION = 100
+"""Calibration photographs below which a quantile of 5 % hangs on a handful of scores, and the run says so."""
+
 STOPS = (DataError, StoreError)
 """Errors that end a run: they are about the images or the disk, not about one detector."""
 
@@ -159,7 +162,9 @@ class Executor:
         threshold = threshold_of(row, head, self.store)
         self.out.scores.append(score_row(self.plan, row, head, threshold, self.store))
         self.out.thresholds[row.row.name] = threshold
-        for warning in row.row.detector.warnings(len(row.head.fit_rows)):
+        calibrated = len(row.calibration_rows)
+        few = [f"its threshold rests on {calibrated} photographs only"] if 0 < calibrated < FEW_CALIBRATION else []
+        for warning in [*row.row.detector.warnings(len(row.head.fit_rows)), *few]:
             self.out.warnings.append(f"{row.row.name}: {warning}")
             self.emit(Event("warning", {"text": f"{row.row.name}: {warning}"}))
         save_fitted(fitted_root / row.row.name, row, self.plan, self.store, threshold)
