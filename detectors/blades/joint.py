@@ -7,7 +7,7 @@ The step that `harness.api.trainer` drives when a recipe says `step: joint`. Imp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -125,12 +125,13 @@ class BladesJointStep(TrainStep):
     """
 
     encoder: JointEncoder
+    settings_type: ClassVar[type[JointSettings]] = JointSettings
 
     def __init__(
         self, config: EncoderConfig, settings: Mapping[str, Any], images: TrainingImages, protocol: Protocol
     ) -> None:
         self.config, self.images, self.protocol = config, images, protocol
-        self.settings = JointSettings.of(settings)
+        self.settings = self.settings_type.of(settings)
         regions = REGIONS if protocol.regions == "mouth_eye_nose" else ("mouth", "eye")
         self.table: TaskTable = task_table(self.settings.levels, regions, self.settings.tasks)
         spare = [name for name in self.settings.weights if name not in self.table.names]
@@ -232,15 +233,19 @@ class BladesJointStep(TrainStep):
         """The loss of each task, in training mode (BatchNorm uses and records batch statistics)."""
         self.encoder.train()
         inputs = batch.inputs.to(self.device, memory_format=torch.channels_last)
-        vector = task_losses(
-            self.encoder(inputs, self.tokens),
+        vector = self.loss_vector(self.encoder(inputs, self.tokens), batch)
+        return dict(zip(self.table.names, vector.unbind(), strict=True))
+
+    def loss_vector(self, logits: Tensor, batch: JointBatch) -> Tensor:
+        """ℓ `[K]` of logits `[B, P]` for a batch's labels and masks, as the protocol wants it."""
+        return task_losses(
+            logits,
             {name: value.to(self.device) for name, value in batch.labels.items()},
             {name: value.to(self.device) for name, value in batch.masks.items()},
             table=self.table,
             ranking_scale=self.protocol.ranking_scale,
             ranking_single=self.protocol.ranking_single,
         )
-        return dict(zip(self.table.names, vector.unbind(), strict=True))
 
     def weights(self) -> Mapping[str, float]:
         """λ of each task, fixed."""
