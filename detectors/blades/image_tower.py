@@ -6,7 +6,7 @@ neither the text tower nor the losses, and reaches the training code by name onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 from detectors.blades.config import EncoderConfig
 from detectors.networks.sizes import resnet_parameters
 from harness.api.contract import Extractor, Preprocess, Weights
-from harness.api.preprocess import CLIP_MEAN, CLIP_STD, Normalise, TensorResize
+from harness.api.preprocess import CLIP_MEAN, CLIP_STD, Normalise, TensorResize, resize_batch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,12 @@ class BladesPreprocess(Preprocess):
         """`[3, size, size]` float32 of pixels `[H, W, 3]` uint8."""
         return Normalise(CLIP_MEAN, CLIP_STD)(TensorResize(self.size, self.antialias)(pixels))
 
+    def batch(self, images: Sequence[np.ndarray]) -> Tensor:
+        """`[B, 3, size, size]` float32, channels-last; equal to image by image to 1e-5, about ten times as fast."""
+        if self.antialias:
+            return super().batch(images)
+        return resize_batch(images, self.size, CLIP_MEAN, CLIP_STD)
+
 
 @dataclass(frozen=True)
 class BladesImageTower(Extractor):
@@ -52,7 +58,10 @@ class BladesImageTower(Extractor):
     encoder: str = "paper"
 
     slots: ClassVar[tuple[str, ...]] = ("weights",)
-    trained_by: ClassVar[str | None] = "detectors.blades.joint:BladesJointStep"
+    trained_by: ClassVar[Mapping[str, str]] = {
+        "joint": "detectors.blades.joint:BladesJointStep",
+        "bilevel": "detectors.blades.bilevel_step:BladesBilevelStep",
+    }
 
     @property
     def config(self) -> EncoderConfig:
@@ -95,7 +104,9 @@ class BladesImageTower(Extractor):
 
         return features
 
-    def train_step(self, settings: Mapping[str, Any], images: TrainingImages, protocol: Protocol) -> TrainStep:
-        """Joint training with the text tower: `detectors.blades.joint.BladesJointStep`."""
-        make: Callable[..., TrainStep] = self.step_class()
+    def train_step(
+        self, settings: Mapping[str, Any], images: TrainingImages, protocol: Protocol, step: str = "joint"
+    ) -> TrainStep:
+        """Training with the text tower: task weights fixed (`joint`) or learnt (`bilevel`)."""
+        make: Callable[..., TrainStep] = self.step_class(step)
         return make(self.config, settings, images, protocol)

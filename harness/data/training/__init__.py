@@ -1,0 +1,1 @@
+"""What training reads: faces with their annotations, the cache of their pixels, and batches."""
