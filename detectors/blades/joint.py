@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from detectors.blades.config import EncoderConfig
-from detectors.blades.distort import View, distort_face, draw_view, shift_face
 from detectors.blades.encoder import JointEncoder
 from detectors.blades.losses import task_losses
 from detectors.blades.prompts import compact_vocabulary, prompt_tokens
@@ -25,6 +24,7 @@ from harness.api.contract import PHOTOGRAPHIC
 from harness.api.errors import ConfigError, DataError
 from harness.api.protocol import Protocol
 from harness.api.training import TrainingImages, TrainStep, epoch_order, stream
+from harness.data.manipulate.warp import View, distort_face, draw_view, shift_face
 
 EVALUATION_SEED = 2024
 PIXELS_KEPT = 256 * 2**20  # bytes of photographs kept decoded between epochs
@@ -40,7 +40,7 @@ class JointSettings(BaseModel):
         work_size: side in pixels that a face is brought to, distorted at, and brought back from.
         pairing: `independent`: a batch is that many photographs, every second one distorted. `twins`: half as many,
             each beside its own distortion.
-        augment: each photograph is seen in another view each epoch (`distort.draw_view`: mirrored or not, turned,
+        augment: each photograph is seen in another view each epoch (`warp.draw_view`: mirrored or not, turned,
             scaled, moved, recoloured), its twin in the same; photographs then go through the distortion's
             resampling whatever the protocol says. Not in the paper: for corpora of hundreds of faces, which are
             else learnt by heart.

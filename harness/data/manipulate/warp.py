@@ -1,4 +1,4 @@
-"""The whole-face distortion: a piecewise affine warp, the pretext manipulation that needs no landmarks."""
+"""The whole face warped: piecewise affine, the manipulation that needs no landmarks."""
 
 from __future__ import annotations
 
@@ -125,6 +125,11 @@ def shift_face(pixels: np.ndarray, rng: np.random.Generator, view: View | None =
     """
     height, width = pixels.shape[:2]
     return _seen(pixels, _regular(height, width, 2) + rng.uniform(-0.5, 0.5, 2), 2, view)
+
+
+def see(pixels: np.ndarray, view: View) -> np.ndarray:
+    """The image `[H, W, 3]` uint8 in another view."""
+    return _seen(pixels, _regular(pixels.shape[0], pixels.shape[1], 2), 2, view)
 
 
 def _seen(pixels: np.ndarray, points: np.ndarray, grid: int, view: View | None) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import Delaunay
 
-from detectors.blades.distort import View, _remap, _weights, distort_face, draw_view, shift_face
+from harness.data.manipulate.warp import View, _remap, _weights, distort_face, draw_view, shift_face
 
 
 def smooth(height: int = 96, width: int = 96) -> np.ndarray:
