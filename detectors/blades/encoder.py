@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.blades.config import EncoderConfig
+from detectors.blades.prompt_tree import PromptTree
 from detectors.blades.states import Name, container_prefix, fill_random, load_named, to_named
 from detectors.blades.text import TextTower, text_names
 from detectors.blades.vision import OTHER_PARTS, ImageTower, image_names
@@ -75,16 +76,16 @@ class JointEncoder(nn.Module):
         """Unit-norm image features `[B, D]` of normalised images `[B, 3, H, W]`."""
         return self.image.features(images)
 
-    def text_features(self, tokens: Tensor) -> Tensor:
-        """Unit-norm text features `[P, D]` of token ids `[P, L] int64`."""
+    def text_features(self, tokens: Tensor | PromptTree) -> Tensor:
+        """Unit-norm text features `[P, D]` of token ids `[P, L] int64`, or of the prompts' tree."""
         return self.text.features(tokens)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """exp(s)·⟨z, w⟩ `[B, P]` of unit-norm features `[B, D]` and `[P, D]`."""
         return self.logit_scale.exp() * image_features @ text_features.T
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """Logits `[B, P]` of images `[B, 3, H, W]` against prompts `[P, L] int64`."""
+    def forward(self, images: Tensor, tokens: Tensor | PromptTree) -> Tensor:
+        """Logits `[B, P]` of images `[B, 3, H, W]` against prompts `[P, L] int64`, or their tree."""
         return self.logits(self.features(images), self.text_features(tokens))
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, CLIPTextConfig, CLIPTextModel
 
 from detectors.blades.config import EncoderConfig
+from detectors.blades.prompt_tree import PromptTree
 from detectors.blades.states import Name
 
 ATTENTION = "blades_causal"
@@ -41,13 +42,18 @@ def causal_attention(
 ) -> tuple[Tensor, Tensor]:
     """Causal attention in the dtype of its input: `[P, heads, L, d]` each → `([P, L, heads, d], weights)`.
 
+    `attention_mask [L, L]` bool, where given, says which keys a query sees instead of all earlier ones.
+
     Written out because transformers' eager attention rounds its softmax to float32, which ruins float64 checks,
     and torch's fused one has no forward-mode derivative, which the bi-level step needs. CLIP's text tower has no
-    dropout and no mask but the causal one, so `attention_mask` and `dropout` are not read.
+    dropout, so `dropout` is not read.
     """
-    length = query.shape[-2]
-    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(future, float("-inf"))
+    if attention_mask is None:
+        length = query.shape[-2]
+        hidden = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+    else:
+        hidden = ~attention_mask
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(hidden, float("-inf"))
     weights = scores.softmax(dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -100,17 +106,25 @@ class TextTower(nn.Module):
         self.projection = nn.Parameter(torch.empty(config.text_width, config.text_embed))
         self.fc = nn.Linear(config.text_embed, config.feature_dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor | PromptTree) -> Tensor:
         """Raw text features `[P, D]` of token ids `[P, L] int64`, read at the end token (the highest id).
 
-        Any L from the longest prompt to the context gives the same features: attention is causal.
+        Any L from the longest prompt to the context gives the same features: attention is causal. So does the
+        prompts' tree, where what several prompts begin with is gone through once.
         """
         embeddings = self.clip.embeddings
+        if isinstance(tokens, PromptTree):
+            hidden = embeddings.token_embedding(tokens.ids) + embeddings.position_embedding(tokens.depths)
+            hidden = self.clip.encoder(inputs_embeds=hidden[None], attention_mask=tokens.visible).last_hidden_state
+            return self._project(hidden[0, tokens.ends])
         hidden = embeddings.token_embedding(tokens) + embeddings.position_embedding.weight[: tokens.shape[1]]
         hidden = self.clip.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
         at_end = hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]
+        return self._project(at_end)
+
+    def _project(self, at_end: Tensor) -> Tensor:
         return self.fc(self.clip.final_layer_norm(at_end) @ self.projection)
 
-    def features(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor | PromptTree) -> Tensor:
         """Unit-norm text features `[P, D]`."""
         return F.normalize(self(tokens), dim=-1)

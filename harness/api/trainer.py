@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from harness.api.errors import ConfigError, DataError
 from harness.api.events import Event, Listener, silent
-from harness.api.training import Recipe, TrainingError, TrainingImages, TrainStep, epoch_order
+from harness.api.training import Place, Recipe, TrainingImages, TrainStep, Update, epoch_order
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class TrainResult:
     """What a training gives.
 
     ``tensors`` is the weights file (``step.export()``); ``history`` one dictionary an optimiser step (step, epoch,
-    lr, loss, losses by task), free of clock readings and so equal between equal trainings; ``metrics`` the step's
-    ``evaluate()`` after the last epoch.
+    lr, loss, losses by task, and what the step adds), free of clock readings and so equal between equal trainings;
+    ``metrics`` the step's ``evaluate()`` after the last epoch.
     """
 
     tensors: dict[str, Tensor]
@@ -76,22 +76,6 @@ def _optimizer(parameters: Sequence[Tensor], recipe: Recipe) -> torch.optim.Opti
     return kinds[recipe.optimizer](list(parameters), lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
-class _Where(NamedTuple):
-    """A place in a training, for errors."""
-
-    recipe: str
-    step: int
-    epoch: int
-
-    def stop(self, what: str, names: Sequence[str]) -> TrainingError:
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        return TrainingError(
-            f"{what}; no parameter has moved in this step",
-            where=f"recipe {self.recipe}, step {self.step} (epoch {self.epoch}), images {shown or 'unnamed'}",
-            fix="lower lr, or check these images and their labels",
-        )
-
-
 def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The scalar that is minimised.
 
@@ -112,28 +96,32 @@ def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Ten
     return total
 
 
-def _update(
-    step: TrainStep, batch: Any, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], where: _Where
-) -> tuple[float, dict[str, float]]:
-    """One optimiser step on a batch; gives the weighted loss and the losses by name.
+def weighted_update(step: TrainStep, batch: Any, optimizer: torch.optim.Optimizer, place: Place) -> Update:
+    """One optimiser step on a batch's weighted losses: what ``TrainStep.update`` is unless a step has its own.
 
     Raises:
         TrainingError: a loss, or the gradient, is not finite; raised before any parameter moves.
+        ConfigError: a weight for a loss that is not there, or no losses.
     """
     losses = step.losses(batch)
     total = _weighted(losses, step.weights())
     values = dict(zip(losses, torch.stack([v.detach() for v in losses.values()]).tolist(), strict=True))
-    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise where.stop(f"loss is not finite: {', '.join(bad)}", step.names(batch))
+    require_finite(values, step.names(batch), place)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not torch.isfinite(norm):
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
         optimizer.zero_grad(set_to_none=True)
-        raise where.stop(f"gradient is not finite (losses {values})", step.names(batch))
+        raise place.stop(f"gradient is not finite (losses {values})", step.names(batch))
     optimizer.step()
-    return float(total.detach()), values
+    return Update(float(total.detach()), values)
+
+
+def require_finite(losses: Mapping[str, float], names: Sequence[str], place: Place) -> None:
+    """Raise the error that names the losses that are not finite, if any."""
+    bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
+    if bad:
+        raise place.stop(f"loss is not finite: {', '.join(bad)}", names)
 
 
 def train(
@@ -147,8 +135,8 @@ def train(
     """Train a step by a recipe; equal arguments give equal bits on one machine and thread count (CPU).
 
     Torch's generators, thread count and kernel flags are as before when it returns or raises, and what was drawn
-    before has no effect. Emits ``train_step`` (recipe, step, steps, epoch, epochs, lr, loss, losses,
-    images_per_second) and ``progress`` (stage ``train``, unit ``steps``) after each step, ``train_end`` (recipe,
+    before has no effect. Emits ``train_step`` (recipe, step, steps, epoch, epochs, lr, loss, losses, what the step
+    adds, images_per_second) and ``progress`` (stage ``train``, unit ``steps``) after each step, ``train_end`` (recipe,
     steps, images, seconds, metrics) at the end.
 
     The next batch is made in a second thread meanwhile; batches are functions of their place, so this moves nothing.
@@ -190,9 +178,11 @@ def train(
             batch = waiting.result()
             if number + 1 < steps:
                 waiting = prepared(number + 1)
-            where = _Where(recipe.recipe, number + 1, epoch + 1)
-            loss, losses = _update(step, batch, optimizer, parameters, where)
-            history.append({"step": number + 1, "epoch": epoch + 1, "lr": rate, "loss": loss, "losses": losses})
+            done = step.update(batch, optimizer, Place(recipe.recipe, number + 1, epoch + 1, rate, recipe.lr))
+            history.append({
+                "step": number + 1, "epoch": epoch + 1, "lr": rate, "loss": done.loss, "losses": done.losses,
+                **done.more,
+            })  # fmt: skip
             size, before = len(step.names(batch)), clock
             images, clock = images + size, time.perf_counter()
             speed = {"images_per_second": size / max(clock - before, 1e-9)}

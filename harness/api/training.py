@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.api.errors import HarnessError
+from harness.api.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 
 class TrainingError(HarnessError):
@@ -32,24 +33,91 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return stream(seed, "epoch", epoch).permutation(count)
 
 
+Pixels = Callable[[str, int], np.ndarray]
+"""``(split, i)`` -> uint8 RGB pixels ``[H, W, 3]``."""
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class TrainingImages:
-    """The images a recipe may see, by split (`train`, `outer`, `select`; never `report`).
+    """The images a recipe may see, by split (`train`, `outer`, `select`; never `report`), and what is known of them.
 
-    ``read(split, i)`` gives uint8 pixels ``[H, W, 3]``; ``labels[split]`` int8 ``[N]``; ``generators[split]``
-    names ("" for photographs); ``digests[split]`` the images' sha256, in the order of the split. ``preprocess`` is
-    the detector's own, so that an encoder is trained on what it will be given.
+    What is not known of any image is left out of the mappings below ``preprocess``.
+
+    Attributes:
+        read: gives uint8 pixels ``[H, W, 3]`` of image ``i`` of a split.
+        labels: int8 ``[N]`` a split, 1 = generated.
+        generators: names ("" for photographs).
+        digests: the images' sha256, in the order of the split.
+        preprocess: the detector's own, so that an encoder is trained on what it will be given.
+        tags: split -> tag -> int16 ``[N]``: the level or class of an EXIF tag, from 0; -1 = not known.
+        tag_levels: how many levels the ordinal tags among them have; 0 without tags.
+        boxes: float32 ``[N, 4]`` a split: the face's x0, y0, x1, y1 as fractions of width and height; NaN = none.
+        landmarks: 68 points ``[68, 2]`` float32 (x, y) of the image brought to 224 x 224 pixels, the released
+            files' coordinates, whatever its own size; or None.
+        stored: ``(split, i, number)`` -> manipulated face made beforehand, as ``read`` would give it, or None.
     """
 
-    read: Callable[[str, int], np.ndarray]
+    read: Pixels
     labels: Mapping[str, np.ndarray]
     generators: Mapping[str, Sequence[str]]
     digests: Mapping[str, Sequence[str]]
     preprocess: Callable[[np.ndarray], Tensor]
+    tags: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    tag_levels: int = 0
+    boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    landmarks: Callable[[str, int], np.ndarray | None] = _nothing
+    stored: Callable[[str, int, int], np.ndarray | None] = _nothing
 
     def count(self, split: str) -> int:
         """Number of images in a split (0 for a split that is not there)."""
         return len(self.digests.get(split, ()))
+
+    def inputs(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Preprocessed images of one size, ``[B, C, H, W]`` float32: the preprocess' own ``batch`` where it has one."""
+        import torch
+
+        from harness.api.contract import Preprocess
+
+        if isinstance(self.preprocess, Preprocess):
+            return self.preprocess.batch(images)
+        return torch.stack([self.preprocess(image) for image in images])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training stands: what an update is told, and what its errors say.
+
+    ``step`` and ``epoch`` count from 1; ``lr`` is this epoch's rate, ``base_lr`` the recipe's.
+    """
+
+    recipe: str
+    step: int
+    epoch: int
+    lr: float
+    base_lr: float
+
+    def stop(self, what: str, names: Sequence[str]) -> TrainingError:
+        """The error that ends a training here; the update that raises it has changed nothing."""
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        return TrainingError(
+            f"{what}; no parameter has moved in this step",
+            where=f"recipe {self.recipe}, step {self.step} (epoch {self.epoch}), images {shown or 'unnamed'}",
+            fix="lower lr, or check these images and their labels",
+        )
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update of the parameters gives: the weighted loss, the losses by name before the update, and further
+    JSON values for the history and the ``train_step`` event (a step's own weights, say)."""
+
+    loss: float
+    losses: dict[str, float]
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 class TrainStep(ABC):
@@ -82,8 +150,31 @@ class TrainStep(ABC):
         """Named losses (scalars) of a batch, with graph. The trainer minimises their sum weighted by ``weights``."""
 
     def weights(self) -> Mapping[str, float]:
-        """Fixed weight of each loss; 1 for all by default."""
+        """Weight of each loss as it stands; 1 for all by default."""
         return {}
+
+    def update(self, batch: Any, optimizer: Optimizer, place: Place) -> Update:
+        """One update of the parameters. By default one optimiser step on the weighted sum of ``losses``.
+
+        A loss or gradient that is not finite raises ``place.stop(...)`` and leaves parameters and the optimiser's
+        state as they were; a step with an update of its own also leaves what else it changes.
+        """
+        from harness.api.trainer import weighted_update
+
+        return weighted_update(self, batch, optimizer, place)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What training changes beside ``state()`` and the optimiser: all that a true resume needs of the step."""
+        return {}
+
+    def load_training_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Bring back what ``training_state`` gave, after ``start``.
+
+        Raises:
+            ConfigError: tensors that are not this step's.
+        """
+        if tensors:
+            raise ConfigError(f"this step keeps no training state; got {', '.join(tensors)}")
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the `select` images, in evaluation mode; empty where there are none."""
@@ -108,7 +199,7 @@ class Recipe(BaseModel):
     detector: str
     options: dict[str, Any] = Field(default_factory=dict)
     protocol: str | dict[str, Any] = "paper"
-    step: Literal["joint", "supervised"] = "joint"
+    step: Literal["joint", "supervised", "bilevel"] = "joint"
     settings: dict[str, Any] = Field(default_factory=dict)
     generators: tuple[str, ...] = ()
     max_images: int | None = Field(default=None, gt=0)

@@ -78,7 +78,7 @@ def recipe_work(
         "protocol": protocol.model_dump(mode="json"),
         "extractor": stage_identity(chain.extractor, dict.fromkeys(chain.extractor.slots, "trained")),
         "preprocess": stage_identity(chain.preprocess, {}),
-        "step": source_digest(chain.extractor.step_class()),
+        "step": source_digest(chain.extractor.step_class(recipe.step)),
         "trainer": source_digest(trainer.TrainResult),
     }
     numerics = Numerics.here("cpu", recipe.batch_size, threads)
@@ -125,7 +125,7 @@ def train_recipe(
             preprocess=work.preprocess,
         )
         emit(Event("stage_start", {"stage": f"train {work.recipe.recipe}", "total": work.recipe.epochs}))
-        step = work.extractor.train_step(work.recipe.settings, images, work.protocol)
+        step = work.extractor.train_step(work.recipe.settings, images, work.protocol, work.recipe.step)
         result = train(step, work.recipe, emit=emit, threads=threads)
         sha = store.put_blob(save({k: v.contiguous() for k, v in result.tensors.items()}))
         store.put_entry("recipes", work.key, {

@@ -115,7 +115,7 @@ def test_training_code_is_in_the_recipes_key_and_not_in_that_of_features_from_a_
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"epoch": 3}, "did you mean 'epochs'"), ({"epochs": 0}, "epochs"), ({"step": "bilevel"}, "step")],
+    [({"epoch": 3}, "did you mean 'epochs'"), ({"epochs": 0}, "epochs"), ({"step": "trilevel"}, "step")],
 )
 def test_a_recipe_that_cannot_be_meant_is_refused(run, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
