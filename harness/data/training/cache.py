@@ -45,7 +45,9 @@ class PixelCache:
             self._index = np.load(_index_path(path), mmap_mode="r", allow_pickle=False)
             size = path.stat().st_size
         except (OSError, ValueError) as error:
-            raise DataError(f"the pixel cache cannot be opened ({error})", path, "delete it; it is made again") from None
+            raise DataError(
+                f"the pixel cache cannot be opened ({error})", path, "delete it; it is made again"
+            ) from None
         if self._index.dtype != _INDEX or self._index.ndim != 1 or _end(self._index) != size:
             raise DataError("the pixel cache and its index do not belong together", path, "delete both files")
         self._data = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)

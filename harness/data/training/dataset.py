@@ -17,7 +17,7 @@ import numpy as np
 from harness.api.errors import ConfigError
 from harness.api.preprocess import fdf_crop
 from harness.api.training import TrainingImages, stream
-from harness.data.manipulate.face import MANIPULATIONS, WHOLE_FACE, manipulate_face, resample
+from harness.data.manipulate.face import MANIPULATIONS, manipulate_face, resample
 from harness.data.manipulate.warp import View, draw_view, see
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PHOTOGRAPH = -1
 """In place of a manipulation's number: the face is left as photographed."""
+LANDMARKS_SIDE = 224
+"""Landmarks are coordinates in a picture of this side (`TrainingImages.landmarks`)."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class FaceSettings:
         numbers: manipulations in use, equally often (METHOD "Manipulations"; FIDELITY `regions`).
         photographic: share of photographs (0.5 as published).
         source: `online`: manipulated faces are made when drawn, anew each epoch. `stored`: they are read, as made
-            beforehand; a face without one of them is given another of its own.
+            beforehand; a face without one of them is given another that it has.
         work_size: side in pixels that faces are manipulated at (METHOD: 224, stored at their own size).
         crop: side of the face crop over the longer side of the bounding box; faces without a box are used whole.
         no_landmarks: a face without landmarks, drawn for a region: distorted whole under the region's label as
-            released (`whole_face`), or given only manipulations that need no landmarks, whose label is true (`drop`).
+            released (`whole_face`), or not given that manipulation but another whose label is true (`drop`).
         resample: photographs pass through the resampling that manipulated faces pass through (FIDELITY
             `resample_photographic`).
         augment: each face is seen in another view each epoch (`warp.draw_view`). Not in the paper.
@@ -59,7 +61,8 @@ class FaceSettings:
         unknown = [n for n in self.numbers if not 0 <= n < len(MANIPULATIONS)]
         if unknown or not self.numbers or len(set(self.numbers)) != len(self.numbers):
             raise ConfigError(
-                f"manipulations {list(self.numbers)}", fix=f"each once, from 0 to {len(MANIPULATIONS) - 1}, at least one"
+                f"manipulations {list(self.numbers)}",
+                fix=f"each once, from 0 to {len(MANIPULATIONS) - 1}, at least one",
             )
         if not 0 < self.photographic < 1:
             raise ConfigError(f"share of photographs {self.photographic}", fix="a number between 0 and 1")
@@ -93,67 +96,55 @@ class FaceDataset:
     def __init__(self, images: TrainingImages, settings: FaceSettings, workers: int = 1) -> None:
         self.images, self.settings, self.workers = images, settings, workers
 
-    def draws(self, split: str, rows: Sequence[int], seed: int, epoch: int) -> NDArray[np.int64]:
-        """[B] what each face is in this epoch: `PHOTOGRAPH`, or the number of a manipulation."""
-        return np.array([self._draw(split, int(row), seed, epoch) for row in rows], np.int64)
-
-    def _draw(self, split: str, row: int, seed: int, epoch: int) -> int:
-        rng = self._stream("class", split, row, seed, epoch)
-        if rng.random() < self.settings.photographic:
-            return PHOTOGRAPH
-        return self.manipulation(split, row, seed, epoch)
-
-    def manipulation(self, split: str, row: int, seed: int, epoch: int) -> int:
-        """The manipulation that a face is given in an epoch where it is given one."""
-        numbers = list(self._stream("number", split, row, seed, epoch).permutation(self.settings.numbers))
-        return next((int(n) for n in numbers if self._possible(split, row, int(n))), PHOTOGRAPH)
-
-    def _possible(self, split: str, row: int, number: int) -> bool:
-        if self.settings.source == "stored":
-            return self.images.stored(split, row, number) is not None
-        if self.settings.no_landmarks == "whole_face" or number == WHOLE_FACE:
-            return True
-        return self.images.landmarks(split, row) is not None
+    def draws(self, split: str, rows: Sequence[int], seed: int, epoch: int) -> NDArray[np.bool_]:
+        """[B] which faces are manipulated in this epoch; the others are photographs."""
+        shares = [self._stream("class", split, int(row), seed, epoch).random() for row in rows]
+        return np.array(shares) >= self.settings.photographic
 
     def _stream(self, what: str, split: str, row: int, seed: int, epoch: int) -> np.random.Generator:
         return stream(seed, what, epoch, self.images.digests[split][row])
 
-    def face(self, split: str, row: int, number: int, seed: int, epoch: int) -> NDArray[np.uint8]:
-        """uint8 [h, w, 3]: the face photographed or manipulated, in its view of the epoch, cropped."""
-        if number == PHOTOGRAPH:
-            pixels = self._photograph(split, row, seed, epoch)
-        else:
-            pixels = self._manipulated(split, row, number, seed, epoch)
+    def face(self, split: str, row: int, manipulated: bool, seed: int, epoch: int) -> tuple[NDArray[np.uint8], int]:
+        """The face uint8 [h, w, 3] in its view of the epoch, cropped, and what was made of it: the number of a
+        manipulation, or `PHOTOGRAPH`, which a face also stays that can be given none."""
+        made = self._manipulated(split, row, seed, epoch) if manipulated else None
+        pixels, number = (self._photograph(split, row, seed, epoch), PHOTOGRAPH) if made is None else made
         view = self._view(split, row, seed, epoch)
         if view is not None:
             pixels = see(pixels, view)
         box = self.images.boxes[split][row] if split in self.images.boxes else None
         if box is None or np.isnan(box[0]):
-            return pixels
-        return fdf_crop(pixels, [float(v) for v in box], self.settings.crop)
+            return pixels, number
+        return fdf_crop(pixels, [float(v) for v in box], self.settings.crop), number
 
     def _photograph(self, split: str, row: int, seed: int, epoch: int) -> NDArray[np.uint8]:
         pixels = self.images.read(split, row)
         if not self.settings.resample:
             return pixels
         rng = self._stream("resample", split, row, seed, epoch)
-        # As often as a manipulated face is warped: what the warp's interpolation does must not tell the classes apart.
-        warped = WHOLE_FACE in self.settings.numbers and rng.random() < 1 / len(self.settings.numbers)
-        return resample(pixels, rng, work_size=self.settings.work_size, shift=warped)
+        return resample(pixels, rng, self.settings.work_size, numbers=self.settings.numbers)
 
-    def _manipulated(self, split: str, row: int, number: int, seed: int, epoch: int) -> NDArray[np.uint8]:
-        if self.settings.source == "stored":
-            pixels = self.images.stored(split, row, number)
-            if pixels is None:
-                raise ConfigError(f"no stored manipulated face _{number}", self.images.digests[split][row])
-            return pixels
-        rng = self._stream("manipulate", split, row, seed, epoch)
+    def _manipulated(self, split: str, row: int, seed: int, epoch: int) -> tuple[NDArray[np.uint8], int] | None:
+        """The first manipulation that this face can be given, in an order drawn for it, each number equally often."""
+        for number in self._stream("number", split, row, seed, epoch).permutation(self.settings.numbers):
+            if self.settings.source == "stored":
+                pixels = self.images.stored(split, row, int(number))
+            else:
+                pixels = self._online(split, row, int(number), seed, epoch)
+            if pixels is not None:
+                return pixels, int(number)
+        return None
+
+    def _online(self, split: str, row: int, number: int, seed: int, epoch: int) -> NDArray[np.uint8] | None:
+        pixels, points = self.images.read(split, row), self.images.landmarks(split, row)
+        if points is not None:
+            # The masks cut coordinates to whole pixels at 224; the nudge keeps 57 / 224 * 128 * 1.75 from being 56.
+            points = points * (np.array(pixels.shape[1::-1]) / LANDMARKS_SIDE) + 1e-6
         made = manipulate_face(
-            self.images.read(split, row), number, self.images.landmarks(split, row), rng,
+            pixels, number, points, self._stream("manipulate", split, row, seed, epoch),
             work_size=self.settings.work_size, no_landmarks=self.settings.no_landmarks,
         )  # fmt: skip
-        assert made is not None  # a number that landmarks forbid is not drawn
-        return made.pixels
+        return None if made is None else made.pixels
 
     def _view(self, split: str, row: int, seed: int, epoch: int) -> View | None:
         if split != "train" or not self.settings.augment:
@@ -161,19 +152,21 @@ class FaceDataset:
         return draw_view(self._stream("view", split, row, seed, epoch))
 
     def batch(
-        self, split: str, rows: Sequence[int], numbers: Sequence[int] | NDArray[np.int64], seed: int, epoch: int
-    ) -> FaceBatch:
-        """Faces of these rows, each made into what `numbers` says (`draws`, or the caller's choice)."""
+        self, split: str, rows: Sequence[int] | NDArray[np.intp], manipulated: Sequence[bool] | NDArray[np.bool_],
+        seed: int, epoch: int,
+    ) -> FaceBatch:  # fmt: skip
+        """Faces of these rows; `manipulated` says which are to be manipulated (`draws`, or the caller's choice)."""
         make = partial(self._one, split, seed, epoch)
         if self.workers > 1:
             with ThreadPoolExecutor(self.workers) as pool:
-                faces = list(pool.map(make, rows, numbers))
+                faces = list(pool.map(make, rows, manipulated))
         else:
-            faces = list(map(make, rows, numbers))
+            faces = list(map(make, rows, manipulated))
         index = np.asarray(rows, np.intp)
         tags = {tag: values[index].astype(np.int64) for tag, values in self.images.tags.get(split, {}).items()}
         names = tuple(self.images.digests[split][i] for i in index)
-        return FaceBatch(self.images.inputs(faces), np.asarray(numbers, np.int64), tags, names)
+        inputs = self.images.inputs([pixels for pixels, _ in faces])
+        return FaceBatch(inputs, np.array([number for _, number in faces], np.int64), tags, names)
 
-    def _one(self, split: str, seed: int, epoch: int, row: int, number: int) -> NDArray[np.uint8]:
-        return self.face(split, int(row), int(number), seed, epoch)
+    def _one(self, split: str, seed: int, epoch: int, row: int, manipulated: bool) -> tuple[NDArray[np.uint8], int]:
+        return self.face(split, int(row), bool(manipulated), seed, epoch)

@@ -166,9 +166,7 @@ def _metainfo(path: Path | None) -> dict[str, Any]:
     return {} if path is None else load_object(path, MAX_METAINFO_BYTES)
 
 
-def _photos(
-    ids: Sequence[str], id_map: Path | None, metainfo: Mapping[str, Any], notes: list[str]
-) -> tuple[str, ...]:
+def _photos(ids: Sequence[str], id_map: Path | None, metainfo: Mapping[str, Any], notes: list[str]) -> tuple[str, ...]:
     """The photograph of each face: by the released map, else by the metainfo's address of it, else the face itself."""
     if id_map is not None:
         known = {PurePosixPath(face).stem: photo for face, photo in read_id_map(id_map).items()}
@@ -178,7 +176,8 @@ def _photos(
         if any(isinstance(entry, dict) and key in entry for entry in metainfo.values()):
             notes.append(f"photographs by {key} of {METAINFO}")
             return tuple(
-                str(e[key]) if isinstance(e := metainfo.get(name), dict) and key in e else f"face:{name}" for name in ids
+                str(e[key]) if isinstance(e := metainfo.get(name), dict) and key in e else f"face:{name}"
+                for name in ids
             )
     notes.append("nothing says which faces share a photograph: each face is split as a photograph of its own")
     return tuple(ids)
