@@ -375,6 +375,34 @@ def data_demo(out: Out) -> None:
     typer.echo(f"wrote {demo(out)}")
 
 
+@data_app.command("manipulate")
+def data_manipulate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of faces (those in it, not below it).")],
+    out: Out,
+    landmarks: Annotated[
+        Path | None, typer.Option(help="A folder of ID.npy, a landmarks .json, or dlib's predictor .dat.")
+    ] = None,
+    numbers: Annotated[str, typer.Option(help="Manipulations, of 0 to 4, separated by commas.")] = "0,1,2,3",
+    no_landmarks: Annotated[
+        str, typer.Option(help="A flip without landmarks: whole_face (warped instead), or drop.")
+    ] = "whole_face",
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 2024,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
+    on_bad_image: BadImage = "stop",
+    as_json: Json = False,
+) -> None:
+    """Make the manipulated faces of a folder as files ID_NUMBER.png; what is there is not made again.
+
+    Example: harness data manipulate faces --landmarks landmarks --out negatives
+    """
+    from harness.verbs.data_manipulate import manipulate, settings_of
+
+    settings = settings_of(numbers, seed, no_landmarks, on_bad_image)
+    document, text, code = manipulate(folder, out, settings, landmarks=landmarks, workers=workers, quiet=as_json)
+    say(document, as_json, text)
+    leave(code)
+
+
 @store_app.command("ls")
 def store_ls(store: StoreOption = Path(".blades-store"), as_json: Json = False) -> None:
     """What the store holds, largest first."""

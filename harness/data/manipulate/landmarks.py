@@ -6,14 +6,15 @@ All files are strangers': sizes are bounded, nothing is unpickled, and what is n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.api.errors import ConfigError, DataError
+from harness.api.weights import file_digest
 from harness.data.exif.jsonsafe import load_object
 from harness.data.manipulate.regions import LARGEST_COORDINATE, NUM_LANDMARKS
 
@@ -26,18 +27,6 @@ MAX_PREDICTOR_BYTES = 512 * 2**20
 _FIX = "name a file of 68 points a face in the documented layout, or remove it: a face without is allowed"
 
 Points = NDArray[np.float32]
-
-
-class LandmarkSource(Protocol):
-    """Landmarks by the id of a face; can be sent to another process."""
-
-    def points(self, face: str, pixels: NDArray[np.uint8]) -> Points | None:
-        """`[68, 2]` float32 (x, y) in pixels of the face's image `[H, W, 3]` uint8; None where there are none."""
-        ...
-
-    def part(self, faces: Iterable[str]) -> LandmarkSource:
-        """The same for some faces alone."""
-        ...
 
 
 def _checked(points: NDArray[Any], where: Path) -> Points:
@@ -90,7 +79,7 @@ class NpyFolder:
     folder: Path
 
     def points(self, face: str, pixels: NDArray[np.uint8]) -> Points | None:
-        """As `LandmarkSource`; None also where the face has no file."""
+        """As `Source`; None also where the face has no file."""
         path = self.folder / f"{face}.npy"
         found = read_landmarks_npy(path) if path.is_file() else None
         if found is None:
@@ -101,6 +90,10 @@ class NpyFolder:
     def part(self, faces: Iterable[str]) -> NpyFolder:
         """Itself."""
         return self
+
+    def identity(self) -> str:
+        """What it is: files are not read for it."""
+        return "npy files"
 
     def known(self, faces: Iterable[str]) -> bool:
         """Whether any of the faces has a file."""
@@ -113,6 +106,7 @@ class JsonFile:
 
     path: Path
     table: Mapping[str, Any] = field(repr=False)
+    digest: str
 
     @classmethod
     def load(cls, path: Path) -> JsonFile:
@@ -121,10 +115,14 @@ class JsonFile:
         Raises:
             DataError: no file, too large, or no JSON object; names it.
         """
-        return cls(path, load_object(path, MAX_JSON_BYTES))
+        return cls(path, load_object(path, MAX_JSON_BYTES), file_digest(path))
+
+    def identity(self) -> str:
+        """The file's sha256."""
+        return f"json sha256:{self.digest}"
 
     def points(self, face: str, pixels: NDArray[np.uint8]) -> Points | None:
-        """As `LandmarkSource`; `DataError` where they are something else."""
+        """As `Source`; `DataError` where they are something else."""
         raw = self.table.get(face)
         if raw is None:
             return None
@@ -139,7 +137,7 @@ class JsonFile:
 
     def part(self, faces: Iterable[str]) -> JsonFile:
         """Those of some faces, so that a process is not sent all."""
-        return JsonFile(self.path, {face: self.table[face] for face in faces if face in self.table})
+        return replace(self, table={face: self.table[face] for face in faces if face in self.table})
 
     def known(self, faces: Iterable[str]) -> bool:
         """Whether any of the faces is in the file."""
@@ -156,8 +154,12 @@ class Dlib:
 
     predictor: Path
 
+    def identity(self) -> str:
+        """The predictor's sha256."""
+        return f"dlib sha256:{file_digest(self.predictor)}"
+
     def points(self, face: str, pixels: NDArray[np.uint8]) -> Points | None:
-        """As `LandmarkSource`: of the face that the detector is surest of."""
+        """As `Source`: of the face that the detector is surest of."""
         if self.predictor not in _PREDICTORS:
             _PREDICTORS[self.predictor] = _dlib_finder(self.predictor)
         return _PREDICTORS[self.predictor](pixels)
@@ -201,7 +203,15 @@ def _import_dlib() -> Any:
     return dlib
 
 
-def open_landmarks(path: Path) -> NpyFolder | JsonFile | Dlib:
+Source = NpyFolder | JsonFile | Dlib
+"""Landmarks by a face's id; can be sent to another process.
+
+`points(face, pixels)`: `[68, 2]` float32 (x, y) in pixels of the face's image `[H, W, 3]` uint8, or None where there
+are none. `part(faces)`: the same for some faces alone. `identity()`: a word for what they are.
+"""
+
+
+def open_landmarks(path: Path) -> Source:
     """The source that a path names: a folder of `<id>.npy`, a `.json` file, or a predictor (`.dat`) for dlib.
 
     Raises:
