@@ -1,4 +1,4 @@
-"""Joint training of the BLADES encoder with fixed task weights: photographs, and photographs distorted.
+"""Joint training of the BLADES encoder with fixed task weights: photographs, and manipulated faces.
 
 The step that `harness.api.trainer` drives when a recipe says `step: joint`. Imported by name from
 `image_tower.BladesImageTower.train_step` alone, so that training code is no part of what keys the features.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,11 +22,12 @@ from detectors.blades.tasks import REGIONS, TASK_NAMES, Kind, TaskTable, task_ta
 from harness.api.contract import PHOTOGRAPHIC
 from harness.api.errors import ConfigError, DataError
 from harness.api.protocol import Protocol
-from harness.api.training import TrainingImages, TrainStep, epoch_order, stream
-from harness.data.manipulate.warp import View, distort_face, draw_view, shift_face
+from harness.api.training import TrainingImages, TrainStep, epoch_order
+from harness.data.manipulate.face import MANIPULATIONS
+from harness.data.training.dataset import FaceBatch, FaceDataset, FaceSettings
 
 EVALUATION_SEED = 2024
-PIXELS_KEPT = 256 * 2**20  # bytes of photographs kept decoded between epochs
+TURN = 1_000_003  # apart epochs of the orders in which a small split is gone through again within an epoch
 
 
 class JointSettings(BaseModel):
@@ -37,13 +37,17 @@ class JointSettings(BaseModel):
         tasks: pretext tasks that share the encoder, in any order; a task whose labels are not there has loss 0.
         weights: fixed λ of each task; 1 where not named.
         levels: classes of an ordinal tag, 3 or 5.
-        work_size: side in pixels that a face is brought to, distorted at, and brought back from.
-        pairing: `independent`: a batch is that many photographs, every second one distorted. `twins`: half as many,
-            each beside its own distortion.
-        augment: each photograph is seen in another view each epoch (`warp.draw_view`: mirrored or not, turned,
-            scaled, moved, recoloured), its twin in the same; photographs then go through the distortion's
-            resampling whatever the protocol says. Not in the paper: for corpora of hundreds of faces, which are
-            else learnt by heart.
+        manipulations: numbers of the manipulations in use (`harness.data.manipulate.face.MANIPULATIONS`); by default
+            the four released ones and, where the protocol has three regions, the nose flip.
+        source: `online`: manipulated faces are made as they are drawn; `stored`: those that the data holds are read.
+        photographic: share of photographs.
+        work_size: side in pixels that a face is brought to, manipulated at, and brought back from.
+        pairing: `drawn`: each photograph of a batch is left or manipulated by a draw of its own, anew each epoch, as
+            released. `twins`: half as many photographs, each beside its own manipulation.
+        augment: each photograph is seen in another view each epoch (`harness.data.manipulate.warp.draw_view`:
+            mirrored or not, turned, scaled, moved, recoloured), its twin in the same. Not in the paper: for corpora of
+            hundreds of faces, which are else learnt by heart.
+        workers: threads that make faces; changes nothing but the time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,9 +55,13 @@ class JointSettings(BaseModel):
     tasks: tuple[str, ...] = TASK_NAMES
     weights: dict[str, float] = Field(default_factory=dict)
     levels: Literal[3, 5] = 3
+    manipulations: tuple[int, ...] | None = None
+    source: Literal["online", "stored"] = "online"
+    photographic: float = Field(default=0.5, gt=0, lt=1)
     work_size: int = Field(default=224, ge=16, le=1024)
-    pairing: Literal["independent", "twins"] = "independent"
+    pairing: Literal["drawn", "twins"] = "drawn"
     augment: bool = False
+    workers: int = Field(default=1, ge=1, le=64)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> JointSettings:
@@ -81,47 +89,25 @@ class JointBatch(NamedTuple):
     names: tuple[str, ...]
 
 
-def _at(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixels at `size` (height, width), bilinear without antialias, as the released generator stores faces."""
-    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR))
-
-
-def manipulated(
-    pixels: np.ndarray, rng: np.random.Generator, work_size: int = 224, view: View | None = None
-) -> np.ndarray:
-    """The face `[H, W, 3]` uint8 with its whole-face distortion, made at `work_size` and brought back to its size.
-
-    Source: METHOD "Manipulations" ("made at 224 and stored at 128").
-    """
-    return _at(distort_face(_at(pixels, (work_size, work_size)), rng, view=view), pixels.shape[:2])
-
-
-def resampled(
-    pixels: np.ndarray, rng: np.random.Generator, work_size: int = 224, view: View | None = None
-) -> np.ndarray:
-    """The face through the resampling of `manipulated`, its warp replaced by a shift of at most half a pixel."""
-    return _at(shift_face(_at(pixels, (work_size, work_size)), rng, view), pixels.shape[:2])
-
-
 class BladesJointStep(TrainStep):
-    """Photographs against their whole-face distortions, all tasks at once, λ fixed.
+    """Photographs against manipulated faces, all tasks at once, λ fixed.
 
-    A batch is half photographic and half distorted, and every batch is a function of (seed, epoch, index): which
-    photographs, which half, which distortion. Where the protocol has `resample_photographic`, photographs pass
-    through the distortion's resampling. EXIF tasks have no labels here and are masked out: their loss is 0.
+    Every batch is a function of (seed, epoch, index). EXIF labels come with the images; a tag that is not known, of
+    one photograph or of all, is masked out of its loss.
 
     Args:
         config: sizes of the encoder.
         settings: a recipe's `settings` (`JointSettings`).
         images: `train` and `select` photographs; generated images in them are left alone.
-        protocol: `resample_photographic`, `regions`, `ranking_scale` and `ranking_single` are read.
+        protocol: `resample_photographic`, `no_landmarks`, `regions`, `manipulated_exif`, `ranking_scale` and
+            `ranking_single` are read.
 
     Raises:
-        ConfigError: unknown settings or tasks, weights of other tasks, or no face task.
-        DataError: fewer than two photographs in `train`.
+        ConfigError: unknown settings or tasks, weights of other tasks, no face task, or labels of other levels.
+        DataError: fewer than two photographs in `train`, or a label that is no class of its task.
 
-    *Deviation*: distortions are drawn anew each epoch (the released ones were made once, four a face), halves are
-    exact in each batch, and an epoch leaves out what does not fill its last batch (FIDELITY A7).
+    *Deviation*: manipulated faces are drawn anew each epoch unless they are stored (the released ones were made once,
+    four a face), and an epoch leaves out what does not fill its last batch (FIDELITY A7).
     """
 
     encoder: JointEncoder
@@ -139,9 +125,11 @@ class BladesJointStep(TrainStep):
             raise ConfigError(f"weight of a task that is not trained: {spare[0]!r}", fix="name it in settings.tasks")
         if not any(task.kind in (Kind.COARSE, Kind.FINE) for task in self.table):
             raise ConfigError("no task has labels", where="settings.tasks", fix="add face_coarse")
-        self._rows = {split: self._photographs(split) for split in ("train", "select")}
+        self._rows = {split: self._photographs(split) for split in ("train", "outer", "select")}
         if len(self._rows["train"]) < 2:
             raise DataError(f"joint training needs photographs in `train`; there are {len(self._rows['train'])}")
+        self._check_labels()
+        self.faces = FaceDataset(images, self._face_settings(regions), self.settings.workers)
         tokens = prompt_tokens(self.table)
         if tokens.max() >= config.vocab_size:
             tokens, vocabulary = compact_vocabulary(tokens)
@@ -149,8 +137,31 @@ class BladesJointStep(TrainStep):
                 raise ConfigError(f"prompts have {len(vocabulary)} different tokens, the encoder {config.vocab_size}")
         self.tokens = torch.from_numpy(tokens)
         self.device = "cpu"
-        self._kept: dict[tuple[str, int], np.ndarray] = {}
-        self._room = PIXELS_KEPT
+
+    def _face_settings(self, regions: Sequence[str]) -> FaceSettings:
+        chosen = self.settings.manipulations
+        if chosen is None:
+            chosen = tuple(m.number for m in MANIPULATIONS if len(m.regions) > 1 or set(m.regions) <= set(regions))
+        return FaceSettings(
+            numbers=chosen, photographic=self.settings.photographic, source=self.settings.source,
+            work_size=self.settings.work_size, no_landmarks=self.protocol.no_landmarks,
+            resample=self.protocol.resample_photographic, augment=self.settings.augment,
+        )  # fmt: skip
+
+    def _check_labels(self) -> None:
+        """Labels must be classes of their tasks."""
+        if self.images.tag_levels not in (0, self.settings.levels) and any(t.kind is Kind.ORDINAL for t in self.table):
+            raise ConfigError(
+                f"the data's tags have {self.images.tag_levels} levels, the recipe {self.settings.levels}",
+                where="settings.levels", fix="make the label file with `harness data exif --levels`, or set levels",
+            )  # fmt: skip
+        for task in self.table:
+            top = max(
+                (int(v[task.name].max(initial=-1)) for v in self.images.tags.values() if task.name in v), default=-1
+            )
+            if top >= task.num_classes:
+                what = f"label {top} of {task.name}, which has {task.num_classes} classes"
+                raise DataError(what, fix="make the label file with `harness data exif`")
 
     def _photographs(self, split: str) -> np.ndarray:
         return np.flatnonzero(np.asarray(self.images.labels.get(split, ())) == PHOTOGRAPHIC)
@@ -174,59 +185,41 @@ class BladesJointStep(TrainStep):
         return max(1, batch_size // 2) if self.settings.pairing == "twins" else batch_size
 
     def batch(self, epoch: int, index: int, batch_size: int, seed: int) -> JointBatch:
-        """Batch `index` of an epoch: photographs first, distorted ones after."""
-        size = self._photographs_a_batch(batch_size)
-        order = epoch_order(len(self._rows["train"]), seed, epoch)[index * size : (index + 1) * size]
-        rows = self._rows["train"][order]
-        kept, changed = (rows, rows) if self.settings.pairing == "twins" else (rows[::2], rows[1::2])
-        return self._batch("train", kept, changed, (seed, epoch))
+        """Batch `index` of an epoch; twins: photographs first, their manipulations after."""
+        return self._drawn_batch("train", epoch, index, batch_size, seed)
 
-    def _batch(self, split: str, kept: np.ndarray, changed: np.ndarray, draw: tuple[int, int]) -> JointBatch:
-        pixels = [self._photographic(split, int(i), draw) for i in kept]
-        pixels += [self._manipulated(split, int(i), draw) for i in changed]
-        names = tuple(self.images.digests[split][int(i)] for i in (*kept, *changed))
-        inputs = torch.stack([self.images.preprocess(image) for image in pixels])
-        coarse = torch.arange(len(names)) >= len(kept)
+    def _drawn_batch(self, split: str, epoch: int, index: int, batch_size: int, seed: int) -> JointBatch:
+        """Batch `index` of an epoch of a split, round and round where the split has fewer batches."""
+        size = min(self._photographs_a_batch(batch_size), len(self._rows[split]))
+        turn, place = divmod(index, max(1, len(self._rows[split]) // size))
+        epoch += turn * TURN
+        order = epoch_order(len(self._rows[split]), seed, epoch)
+        rows = self._rows[split][order[place * size : (place + 1) * size]]
+        if self.settings.pairing == "twins":
+            rows, manipulated = np.tile(rows, 2), np.repeat([False, True], len(rows))
+        else:
+            manipulated = self.faces.draws(split, rows, seed, epoch)
+        return self._labelled(self.faces.batch(split, rows, manipulated, seed, epoch), split)
+
+    def _labelled(self, faces: FaceBatch, split: str) -> JointBatch:
+        """Labels and masks of a batch for this table's tasks."""
+        coarse = torch.from_numpy(faces.numbers >= 0)
         labels, masks = {}, {}
         for task in self.table:
-            labels[task.name] = coarse.long()
-            if task.kind is Kind.FINE:  # the whole face: every region is changed
-                labels[task.name] = coarse.long()[:, None].expand(-1, task.num_classes)
-            elif task.kind is not Kind.COARSE:
-                labels[task.name] = torch.zeros_like(coarse, dtype=torch.int64)
-                masks[task.name] = torch.zeros_like(coarse)
-        return JointBatch(inputs, labels, masks, names)
-
-    def _pixels(self, split: str, row: int) -> np.ndarray:
-        pixels = self._kept.get((split, row))
-        if pixels is None:
-            pixels = self.images.read(split, row)
-            if pixels.nbytes <= self._room:
-                self._room -= pixels.nbytes
-                self._kept[split, row] = pixels
-        return pixels
-
-    def _draw(self, what: str, split: str, row: int, draw: tuple[int, int]) -> np.random.Generator:
-        seed, epoch = draw
-        return stream(seed, what, epoch, self.images.digests[split][row])
-
-    def _view(self, split: str, row: int, draw: tuple[int, int]) -> View | None:
-        if split != "train" or not self.settings.augment:
-            return None
-        return draw_view(self._draw("view", split, row, draw))
-
-    def _manipulated(self, split: str, row: int, draw: tuple[int, int]) -> np.ndarray:
-        rng, view = self._draw("distort", split, row, draw), self._view(split, row, draw)
-        return manipulated(self._pixels(split, row), rng, self.settings.work_size, view)
-
-    def _photographic(self, split: str, row: int, draw: tuple[int, int]) -> np.ndarray:
-        pixels, view = self._pixels(split, row), self._view(split, row, draw)
-        if view is None and not self.protocol.resample_photographic:
-            return pixels
-        return resampled(pixels, self._draw("shift", split, row, draw), self.settings.work_size, view)
+            if task.kind is Kind.COARSE:
+                labels[task.name] = coarse.long()
+            elif task.kind is Kind.FINE:
+                labels[task.name] = torch.tensor(
+                    [[n >= 0 and r in MANIPULATIONS[n].regions for r in task.classes] for n in faces.numbers.tolist()]
+                ).long()
+            else:
+                known = torch.from_numpy(faces.tags.get(task.name, np.full(len(coarse), -1)))
+                labels[task.name] = known.clamp(min=0)
+                masks[task.name] = (known >= 0) & (~coarse | self.protocol.manipulated_exif)
+        return JointBatch(faces.inputs, labels, masks, faces.names)
 
     def names(self, batch: JointBatch) -> Sequence[str]:
-        """Digests of the batch's photographs; a distorted one has its photograph's."""
+        """Digests of the batch's photographs; a manipulated one has its photograph's."""
         return batch.names
 
     def losses(self, batch: JointBatch) -> dict[str, Tensor]:
@@ -255,7 +248,7 @@ class BladesJointStep(TrainStep):
         """Coarse-face accuracy on `select`: empty without photographs there, or without the coarse task.
 
         `coarse_accuracy` is the mean of `coarse_accuracy_photographic` (photographs as trained on) and
-        `coarse_accuracy_manipulated` (one distortion of each, always the same); `coarse_accuracy_untouched` is the
+        `coarse_accuracy_manipulated` (one manipulation of each, always the same); `coarse_accuracy_untouched` is the
         share of photographs called photographic as they are, without resampling: what a detector is given.
         """
         rows = self._rows["select"]
@@ -267,11 +260,10 @@ class BladesJointStep(TrainStep):
             text = self.encoder.text_features(self.tokens)[self.table["face_coarse"].slice]
             for first in range(0, len(rows), batch_size):
                 part = rows[first : first + batch_size]
-                batch = self._batch("select", part, part, (EVALUATION_SEED, 0)).inputs
-                raw = [self.images.preprocess(self._pixels("select", int(i))) for i in part]
-                logits = self.encoder.logits(
-                    self.encoder.features(torch.cat([batch, torch.stack(raw)]).to(self.device)), text
-                )
+                both, manipulated = np.tile(part, 2), np.repeat([False, True], len(part))
+                batch = self.faces.batch("select", both, manipulated, EVALUATION_SEED, 0).inputs
+                raw = self.images.inputs([self.images.read("select", int(i)) for i in part])
+                logits = self.encoder.logits(self.encoder.features(torch.cat([batch, raw]).to(self.device)), text)
                 for kind, answers in zip(called, (logits[:, 1] > logits[:, 0]).chunk(3), strict=True):
                     called[kind].append(answers.cpu())
         share = {kind: torch.cat(answers).double().mean().item() for kind, answers in called.items()}
