@@ -403,6 +403,30 @@ def data_manipulate(
     leave(code)
 
 
+@data_app.command("exif")
+def data_exif(
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR|FILE...", help="Folders, images, or JSON with EXIF.")],
+    out: Out,
+    levels: Annotated[int, typer.Option(help="Levels of an ordinal tag: 3 or 5.")] = 3,
+    cuts: Annotated[
+        list[str] | None, typer.Option(metavar="FILE|tag=a,b", help="Cut points (exif_cuts.json, or iso=100,400).")
+    ] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Classes and rules as YAML. [default: suites/exif/blades.yaml]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read EXIF into one table; say which tags carry information; write levels and classes as a label file.
+
+    Exit 1 when no photograph has any of the nine tags.
+    """
+    from harness.verbs.data_exif import exif
+
+    document, text, code = exif(paths, out, levels=levels, cuts=cuts or [], vocabulary=vocabulary, quiet=as_json)
+    say(document, as_json, text)
+    leave(code)
+
+
 @store_app.command("ls")
 def store_ls(store: StoreOption = Path(".blades-store"), as_json: Json = False) -> None:
     """What the store holds, largest first."""

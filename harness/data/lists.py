@@ -83,6 +83,7 @@ def is_utf8(name: str) -> bool:
 
 @dataclass
 class _Findings:
+    suffixes: frozenset[str]
     files: list[str] = field(default_factory=list)
     ignored: int = 0
     leaving: list[str] = field(default_factory=list)
@@ -91,15 +92,16 @@ class _Findings:
     unreadable: list[str] = field(default_factory=list)
 
 
-def scan_images(root: Path, folder: Path, *, allow_outside: bool = False) -> Scan:
+def scan_images(root: Path, folder: Path, *, allow_outside: bool = False, suffixes: frozenset[str] = SUFFIXES) -> Scan:
     """All images below `folder`, in sorted order; hidden files and folders are passed over.
 
     Args:
         root: the data root, resolved.
         folder: a folder below it (or a link).
         allow_outside: follow links that leave the root.
+        suffixes: name endings, in lower case, of what is looked for.
     """
-    found = _Findings()
+    found = _Findings(suffixes)
     where = folder.relative_to(root).as_posix()
     real_root = os.path.realpath(root)
     real_folder = os.path.realpath(folder)
@@ -131,7 +133,7 @@ def _walk(folder: Path, real_root: str, root: str, allow_outside: bool, visited:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             relative = entry.path[len(root) :].lstrip(os.sep)
-            is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+            is_image = os.path.splitext(entry.name)[1].lower() in found.suffixes
             if entry.is_symlink():
                 real = os.path.realpath(entry.path)
                 if not is_within(real, real_root) and not allow_outside:
