@@ -178,7 +178,13 @@ class _Planner:
 
     def recipe(self, recipe: Recipe) -> RecipeWork:
         work = recipe_work(
-            recipe, self.manifest, self.dataset, self.suite.fit.count, self.settings.edits, self.settings.threads
+            recipe,
+            self.manifest,
+            self.root,
+            self.dataset,
+            self.suite.fit.count,
+            self.settings.edits,
+            self.settings.threads,
         )
         return self.plan.recipes.setdefault(work.key, work)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from harness.api.protocol import Protocol
 from harness.api.registry import make_detector
 from harness.api.training import Recipe, TrainingImages
 from harness.api.weights import ResolvedWeights, file_digest
+from harness.data.training.cache import cached
+from harness.data.training.sidecars import Annotations, read_annotations
 from harness.engine.keys import Numerics, set_digest, stage_identity, stage_key
 from harness.engine.rows import recipe_protocol
 from harness.engine.source import source_digest
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("train", "outer", "select")
+PIXELS = "pixels"  # folder of the store that holds caches of decoded images
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class RecipeWork:
     protocol: Protocol
     description: Mapping[str, Any]
     rows: Mapping[str, np.ndarray]
+    annotations: Mapping[str, Annotations]
+    edits: Mapping[str, Any]
 
 
 def _rows(manifest: pd.DataFrame, dataset: str, recipe: Recipe, split: str, count: int) -> np.ndarray:
@@ -51,11 +57,26 @@ def _rows(manifest: pd.DataFrame, dataset: str, recipe: Recipe, split: str, coun
     return np.concatenate([rows, made[np.argsort(manifest["sha256"].to_numpy()[made])]])
 
 
+def _annotations(
+    root: Path, manifest: pd.DataFrame, dataset: str, rows: Mapping[str, np.ndarray], edits: Mapping[str, Any]
+) -> dict[str, Annotations]:
+    """What the dataset's folder says of the photographs of each split; landmarks only of images as they are stored."""
+    everything = np.unique(np.concatenate([*rows.values()]))
+    table = manifest.iloc[everything]
+    sizes = list(zip(table["width"].tolist(), table["height"].tolist(), strict=True))
+    known = read_annotations(root / dataset, table["path"].tolist(), sizes)
+    if edits.get("rotate") and known.points is not None:
+        notes = (*known.notes, "landmarks are not used: they refer to images before rotation")
+        known = replace(known, points=None, notes=notes)
+    return {split: known.take(np.searchsorted(everything, part)) for split, part in rows.items()}
+
+
 def recipe_work(
-    recipe: Recipe, manifest: pd.DataFrame, dataset: str, count: int, edits: Mapping[str, Any], threads: int
+    recipe: Recipe, manifest: pd.DataFrame, root: Path, dataset: str, count: int, edits: Mapping[str, Any], threads: int
 ) -> RecipeWork:
     """The training stage of a recipe on this data. Its key holds the recipe (less its name and comments), the
-    source of the extractor, of its step and of the trainer, the digests of the images, the edits and the numerics.
+    source of the extractor, of its step and of the trainer, the digests of the images and of their annotations, the
+    edits and the numerics.
 
     Raises:
         DataError: no photograph to train on.
@@ -72,6 +93,8 @@ def recipe_work(
     labels = manifest["label"].to_numpy()
     names = manifest["generator"].to_numpy()
     sets = [set_digest(digests[r], labels[r], [str(n) for n in names[r]]) for r in rows.values()]
+    annotations = _annotations(root, manifest, dataset, rows, edits)
+    sets += [known.digest() for known in annotations.values()]
     settled = recipe.model_dump(mode="json", exclude={"recipe", "protocol"})
     identity = {
         "recipe": settled,
@@ -83,7 +106,7 @@ def recipe_work(
     }
     numerics = Numerics.here("cpu", recipe.batch_size, threads)
     key, description = stage_key("recipe", identity, inputs=sets, numerics=numerics, edits=edits, seed=recipe.seed)
-    return RecipeWork(key, recipe, chain.extractor, chain.preprocess, protocol, description, rows)
+    return RecipeWork(key, recipe, chain.extractor, chain.preprocess, protocol, description, rows, annotations, edits)
 
 
 def trained_weights(work: RecipeWork, store: Store) -> ResolvedWeights | None:
@@ -123,7 +146,13 @@ def train_recipe(
             generators={s: [str(g) for g in manifest["generator"].to_numpy()[r]] for s, r in work.rows.items()},
             digests={s: [str(d) for d in manifest["sha256"].to_numpy()[r]] for s, r in work.rows.items()},
             preprocess=work.preprocess,
+            tags={s: known.tags for s, known in work.annotations.items()},
+            tag_levels=max(known.tag_levels for known in work.annotations.values()),
+            landmarks=lambda split, i: work.annotations[split].landmarks(i),
         )
+        for note in work.annotations["train"].notes:
+            emit(Event("note", {"text": f"recipe {work.recipe.recipe}: {note}"}))
+        images = cached(images, store.root / PIXELS, edits=work.edits)
         emit(Event("stage_start", {"stage": f"train {work.recipe.recipe}", "total": work.recipe.epochs}))
         step = work.extractor.train_step(work.recipe.settings, images, work.protocol, work.recipe.step)
         result = train(step, work.recipe, emit=emit, threads=threads)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.data.training.cache import cache_files, is_intact
 from harness.results.store import Store
 
 
@@ -53,7 +54,18 @@ def listing(store: Store) -> list[Listing]:
     blobs = store.root / "blobs"
     for path in sorted(blobs.glob("*.safetensors")) if blobs.is_dir() else ():
         rows.append(Listing("weights", path.stem, 0, path.stat().st_size, path.stat().st_mtime))
+    for path in _pixels(store):
+        rows.append(Listing("pixels", path.stem, 0, sum(_there(path)), path.stat().st_mtime))
     return sorted(rows, key=lambda r: -r.bytes)
+
+
+def _pixels(store: Store) -> list[Path]:
+    """Caches of decoded training images."""
+    return sorted((store.root / "pixels").glob("*.pixels"))
+
+
+def _there(path: Path) -> list[int]:
+    return [f.stat().st_size for f in cache_files(path) if f.is_file()]
 
 
 def verify(store: Store) -> list[str]:
@@ -71,6 +83,12 @@ def verify(store: Store) -> list[str]:
         if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
             faults.append(f"blobs/{path.name}: does not match its digest")
             path.rename(path.with_suffix(".bad"))
+    for path in _pixels(store):
+        if not is_intact(path):
+            faults.append(f"pixels/{path.name}: does not match its digest")
+            for file in cache_files(path):
+                if file.is_file():
+                    file.rename(file.with_name(f"{file.name}.bad"))
     return faults
 
 
@@ -98,6 +116,9 @@ def collect(store: Store, unused_days: float | None = None, dry_run: bool = Fals
     if unused_days is not None:
         old = [*_heads(store), *(store.root / "blobs").glob("*.safetensors")]
         doomed += [p for p in old if now - p.stat().st_mtime > unused_days * 86400]
+        for path in _pixels(store):
+            if now - path.stat().st_mtime > unused_days * 86400:
+                doomed += [file for file in cache_files(path) if file.is_file()]
     doomed = [p for p in dict.fromkeys(doomed) if not any(parent in doomed for parent in p.parents)]
     total = sum(_size(p) if p.is_dir() else p.stat().st_size for p in doomed)
     if not dry_run:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.data.training.cache import build_cache
 from harness.results.digests import digests_array
 from harness.results.store import Store
 from harness.results.upkeep import collect, listing, verify
@@ -114,3 +115,18 @@ def test_collect_takes_keys_not_written_for_long_only_where_asked(store: Store) 
     assert collect(store, unused_days=30)[0] == 0
     assert collect(store, unused_days=5)[0] == 3
     assert listing(Store(store.root)) == []
+
+
+def test_caches_of_pixels_are_listed_verified_and_collected(store: Store) -> None:
+    path = store.root / "pixels" / "abc.pixels"
+    build_cache(path, 2, lambda i: np.full((4, 4, 3), i, np.uint8))
+    assert [(row.kind, row.key) for row in listing(store) if row.kind == "pixels"] == [("pixels", "abc")]
+    assert verify(store) == []
+    spoil(path)
+    assert verify(store) == ["pixels/abc.pixels: does not match its digest"]
+    assert not path.exists()
+    assert collect(store)[0] == 3
+    build_cache(path, 2, lambda i: np.full((4, 4, 3), i, np.uint8))
+    old(path, 3 * 24 * HOUR)
+    collect(store, unused_days=2)
+    assert list((store.root / "pixels").iterdir()) == []

@@ -1,7 +1,8 @@
 """Pixels decoded once: one memory-mapped file of uint8 that every epoch, worker and run reads.
 
-A cache is two files: `<name>.pixels`, the images' bytes one after another, and `<name>.index.npy`, where each begins
-and how large it is. The index is written last, so that a cache is whole or not there.
+A cache is three files: `<name>.pixels`, the images' bytes one after another, `<name>.sha256`, their digest, and
+`<name>.index.npy`, where each begins and how large it is. The index is written last, so that a cache is whole or not
+there.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class PixelCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._index = np.load(_index_path(path), mmap_mode="r", allow_pickle=False)
+            self._index = np.load(_beside(path, ".index.npy"), mmap_mode="r", allow_pickle=False)
             size = path.stat().st_size
         except (OSError, ValueError) as error:
             raise DataError(
@@ -62,8 +63,22 @@ class PixelCache:
         return self._data[start : start + height * width * 3].reshape(height, width, 3)
 
 
-def _index_path(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".pixels") + ".index.npy")
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name.removesuffix(".pixels") + ending)
+
+
+def cache_files(path: Path) -> tuple[Path, ...]:
+    """The files of the cache whose `.pixels` file is `path`."""
+    return path, _beside(path, ".sha256"), _beside(path, ".index.npy")
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a cache's pixels are those that were written."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == _beside(path, ".sha256").read_text()
+    except OSError:
+        return False
 
 
 def _end(index: NDArray[np.void]) -> int:
@@ -92,19 +107,21 @@ def build_cache(
     Raises:
         DataError: no room on the disk, or the error of `read`; nothing is left behind.
     """
-    if _index_path(path).is_file() and path.is_file():
+    if _beside(path, ".index.npy").is_file() and path.is_file():
         return PixelCache(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    building = path.with_name(f".tmp-{uuid.uuid4().hex}")
     index = np.zeros(count, _INDEX)
     try:
         with building.open("wb") as stream:
-            offset = 0
+            offset, digest = 0, hashlib.sha256()
             for i, pixels in enumerate(_ahead(read, count, workers)):
                 height, width = (0, 0) if pixels is None else pixels.shape[:2]
                 index[i] = (offset, height, width)
                 if pixels is not None:
-                    stream.write(np.ascontiguousarray(pixels).data)
+                    data = np.ascontiguousarray(pixels).data
+                    digest.update(data)
+                    stream.write(data)
                 offset += height * width * 3
                 if progress and ((i + 1) % 64 == 0 or i + 1 == count):
                     progress(i + 1, count)
@@ -113,7 +130,8 @@ def build_cache(
         beside = building.with_suffix(".npy")
         np.save(beside, index, allow_pickle=False)
         os.replace(building, path)
-        os.replace(beside, _index_path(path))
+        _beside(path, ".sha256").write_text(digest.hexdigest())
+        os.replace(beside, _beside(path, ".index.npy"))
     except OSError as error:
         raise DataError(f"the pixel cache cannot be written ({error.strerror})", path, "free some space") from error
     finally:
