@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from harness.data.exif.tags import BY_NAME
 
 _BAR, _CUT = "#0072b2", "#d55e00"  # of Okabe and Ito's palette
 _NUM_BINS = 40
+_NOTE: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "fontsize": 7, "ha": "center", "va": "top"}
 
 
 def write_figure(path: Path, columns: Mapping[str, NDArray[np.float64]], cuts: Mapping[str, Cuts], levels: int) -> Path:
@@ -33,7 +35,7 @@ def write_figure(path: Path, columns: Mapping[str, NDArray[np.float64]], cuts: M
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 6) if levels == 3 else (13, 7), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for ax, name in zip(figure.subplots(2, 2).ravel(), ORDINAL, strict=True):
         _panel(ax, name, columns[name], cuts[name], levels)
@@ -50,21 +52,33 @@ def _panel(ax: Any, name: str, column: NDArray[np.float64], cuts: Cuts, levels: 
         ax.text(0.5, 0.5, "no photograph has it", ha="center", transform=ax.transAxes)
         return
     ax.set_xscale("log")
-    ends = [values.min(), values.max(), *cuts.points]
-    ax.hist(values, np.geomspace(min(ends) * 0.9, max(ends) * 1.1, _NUM_BINS + 1), color=_BAR)
+    low, high = min([values.min(), *cuts.points]) * 0.9, max([values.max(), *cuts.points]) * 1.1
+    # a value that equals a cut is below it, while a bar's upper end belongs to the next bar
+    edges = [low, *(point * (1 + 1e-9) for point in cuts.points), high]
+    ax.hist(values, _bins(edges), color=_BAR)
     ax.set_xlabel(f"{BY_NAME[name].title} ({UNITS[name]})", fontsize=8)
     ax.set_ylabel("photographs", fontsize=8)
-    _ticks(ax, min(ends) * 0.9, max(ends) * 1.1)
-    ax.set_ylim(top=ax.get_ylim()[1] * 1.22)  # room for the names of the levels
-    edges = [min(ends) * 0.9, *cuts.points, max(ends) * 1.1]
-    for point in cuts.points:
+    _ticks(ax, low, high)
+    ax.set_ylim(top=ax.get_ylim()[1] * (1.4 if levels == 3 else 1.6))  # room for the names of levels and cuts
+    step = 0 if levels == 3 else 1  # five names may be close: every second one a line lower
+    for i, point in enumerate(cuts.points):
         ax.axvline(point, color=_CUT, linestyle="--", linewidth=1.3)
-        ax.annotate(BY_NAME[name].show(point), (point, 0.86), xycoords=("data", "axes fraction"), fontsize=7,
-                    color=_CUT, rotation=90, ha="right", va="top")  # fmt: skip
+        height = 0.84 - step * (0.09 + 0.06 * (i % 2))
+        said = ax.annotate(BY_NAME[name].show(point), (point, height), color=_CUT, **_NOTE)
+        said.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     for i, count in enumerate(cuts.counts[: len(edges) - 1]):
         middle = float(np.sqrt(edges[i] * edges[i + 1]))
-        ax.annotate(f"{LEVEL_NAMES[levels][i]}\n{count:,}", (middle, 0.985), xycoords=("data", "axes fraction"),
-                    fontsize=7, ha="center", va="top")  # fmt: skip
+        height = 0.985 - step * 0.1 * (i % 2)
+        ax.annotate(f"{LEVEL_NAMES[levels][i]}\n{count:,}", (middle, height), **_NOTE)
+
+
+def _bins(edges: list[float]) -> NDArray[np.float64]:
+    """Edges of about `_NUM_BINS` bars of like width on a logarithmic axis, none across a cut."""
+    width = np.log(edges[-1] / edges[0]) / _NUM_BINS
+    parts = []
+    for low, high in pairwise(edges):
+        parts.append(np.geomspace(low, high, max(1, round(np.log(high / low) / width)) + 1)[:-1])
+    return np.concatenate([*parts, edges[-1:]])
 
 
 def _ticks(ax: Any, low: float, high: float) -> None:

@@ -98,7 +98,7 @@ def choose_cuts(
         given: tag → explicit points; the other tags take quantiles.
 
     Raises:
-        ConfigError: an unknown tag, or points that are not `levels` - 1 increasing numbers.
+        ConfigError: an unknown tag, or points that are not `levels` - 1 increasing numbers above 0.
     """
     given = dict(given or {})
     if levels not in LEVEL_NAMES:
@@ -117,10 +117,10 @@ def choose_cuts(
 def _check(name: str, points: Sequence[float], levels: int) -> None:
     if name not in ORDINAL:
         raise ConfigError(f"{name!r} is no ordinal tag", "--cuts", f"use some of: {', '.join(ORDINAL)}")
-    finite = all(math.isfinite(p) for p in points)
-    if len(points) != levels - 1 or not finite or any(a >= b for a, b in pairwise(points)):
+    positive = all(math.isfinite(p) and p > 0 for p in points)
+    if len(points) != levels - 1 or not positive or any(a >= b for a, b in pairwise(points)):
         said = ", ".join(f"{p:g}" for p in points) or "none"
-        fix = f"{levels} levels have {levels - 1} cut points, increasing"
+        fix = f"{levels} levels have {levels - 1} cut points, above 0 and increasing"
         raise ConfigError(f"the cut points of {name} are {said}", "--cuts", fix)
 
 
