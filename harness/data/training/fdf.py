@@ -24,8 +24,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from harness.api.errors import DataError
+from harness.data.exif.corpus import make_labels
 from harness.data.exif.jsonsafe import load_object
-from harness.data.exif.labels import TagLabels, read_labels
+from harness.data.exif.labels import ORDINAL, TagLabels, read_labels
+from harness.data.exif.levels import choose_cuts, known
+from harness.data.exif.photos import Sources
+from harness.data.exif.table import build_table
+from harness.data.exif.vocabulary import Vocabulary
 from harness.data.problems import Problem, about
 from harness.data.splits import SplitRule
 from harness.data.training.idmap import read_id_map
@@ -74,6 +79,18 @@ def find_fdf(path: Path) -> FdfFolder | None:
     return None
 
 
+def labels_from_exif(vocabulary: Vocabulary, levels: int = 3) -> Callable[[Path], TagLabels]:
+    """Reads the older layout's folder of `<photo id>.json`: levels by quantiles of all its photographs, as
+    `harness data exif` makes them; ids are photo ids."""
+
+    def read(folder: Path) -> TagLabels:
+        table = build_table(Sources([folder]), vocabulary)
+        cuts = choose_cuts({name: known(table.frame[name]) for name in ORDINAL}, levels)
+        return make_labels(table, cuts, vocabulary.label_classes, levels)
+
+    return read
+
+
 def open_fdf(
     path: Path,
     *,
@@ -91,7 +108,8 @@ def open_fdf(
     Args:
         path: the folder, or one that holds it.
         rule: shares of the splits; `train_lines` is not read.
-        old_labels: turns the older folder of EXIF files into labels whose ids are photo ids; needed for that layout.
+        old_labels: turns the older folder of EXIF files into labels whose ids are photo ids (`labels_from_exif`);
+            needed for that layout.
         progress: called with (files read, files in all).
 
     Raises:

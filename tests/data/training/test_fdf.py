@@ -11,10 +11,12 @@ import pytest
 
 from harness.api.errors import DataError
 from harness.data.exif.labels import TAGS, TagLabels
+from harness.data.exif.vocabulary import load_vocabulary
 from harness.data.splits import SplitRule
-from harness.data.training.fdf import find_fdf, open_fdf
+from harness.data.training.fdf import find_fdf, labels_from_exif, open_fdf
 from tests.data.training.conftest import LABELS, noise
 
+ROOT = Path(__file__).resolve().parents[3]
 HALVES = SplitRule(outer=0.2, select=0.2, report=0.2)
 
 
@@ -82,6 +84,21 @@ def test_the_older_layout_goes_through_the_map_of_names(fdf_root: Path) -> None:
     (fdf_root / "FDF/data/id_vs_fdfName.pkl").unlink()
     with pytest.raises(DataError, match="map of face names"):
         open_fdf(fdf_root, old_labels=old)
+
+
+def test_the_older_layouts_exif_becomes_levels_and_classes(fdf_root: Path) -> None:
+    (fdf_root / LABELS).unlink()
+    folder = fdf_root / "fdf_ccby2_exif_update_filtered_v2"
+    folder.mkdir()
+    for i in range(50, 56):
+        exif = {"ISO Speed Ratings": str(100 * (i - 49)), "Exposure Time": f"1/{10 * (i - 49)} sec", "Make": "Canon"}
+        (folder / f"photo{i}.json").write_text(json.dumps({"EXIF": exif}))
+    vocabulary = load_vocabulary(ROOT / "suites" / "exif" / "blades.yaml")
+    table = open_fdf(fdf_root, old_labels=labels_from_exif(vocabulary))
+    assert table.tags["iso"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert table.tags["exposure_time"].tolist() == [2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0]
+    assert set(table.tags["make"].tolist()) == {3}
+    assert set(table.tags["aperture"].tolist()) == {-1}
 
 
 def test_without_a_map_photographs_are_told_apart_by_the_metainfo_or_not_at_all(fdf_root: Path) -> None:
