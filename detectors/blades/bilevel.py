@@ -157,7 +157,8 @@ class Passes(Protocol):
         """The outer loss of the outer batch, scalar."""
 
     def losses_at(self, params: Params) -> Tensor:
-        """Task losses `[K]` of the inner batch as a function of the parameters, for forward mode."""
+        """Task losses `[K]` of the inner batch for forward mode, after ``losses("theta")``: the values of `params`
+        are θ, their tangents are not known beforehand."""
 
 
 class BilevelResult(NamedTuple):
