@@ -5,6 +5,7 @@ All files are strangers': sizes are bounded, nothing is unpickled, and what is n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,14 +56,18 @@ def read_landmarks_npy(path: Path) -> Points | None:
         if len(shape) != 3 or shape[1:] != (NUM_LANDMARKS, 2) or dtype.kind not in "iuf":
             what = f"landmarks are {list(shape)} of {dtype}, expected [faces, {NUM_LANDMARKS}, 2] numbers"
             raise DataError(what, path, _FIX)
+        if math.prod(shape) * dtype.itemsize > path.stat().st_size:
+            raise DataError("a landmarks file that is shorter than it says", path, _FIX)
         faces = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, RecursionError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # numpy's reader can fail in any way on a hostile header; all of it is the file's fault
         raise DataError(f"not a readable landmarks file ({str(error)[:200]})", path, _FIX) from error
     return _checked(faces[0], path) if len(faces) else None
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and kind that a .npy file states; `ValueError` where it states none."""
+    """Shape and kind that a .npy file states, of which nothing is believed yet."""
     with path.open("rb") as stream:
         version = np.lib.format.read_magic(stream)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -20,8 +20,11 @@ LARGEST_COORDINATE = 1e6
 _CORES = {"mouth": (91, 7.0), "eye": (91, 7.0), "nose": (15, 2.0)}
 _ELLIPSE = (15, 15)
 _SOFT = (51, 10.0)
-_FAR = _CORES["mouth"][0] // 2 + 1
-"""Beyond so many pixels from a box no blur of the mask reaches, so the image's border matters only within them."""
+_FAR = _SOFT[0] // 2 + 1
+"""So far from a box its mask is 0, and the border of a window of that margin does not show in it: what the first blur
+mirrors there (up to 45 pixels away) stays below one half."""
+_THIN = 3
+"""Sides from which on something of a box is always left."""
 
 Point = tuple[int, int]
 
@@ -133,7 +136,8 @@ def region_box(name: str, landmarks: np.ndarray, height: int, width: int) -> Box
     if w == 0:
         return None
     box = Box(x, y, x + w, y + h).grown(line.reach, height, width)
-    return box if _core(box, *_CORES[name], height, width) is not None else None
+    thin = min(box.right - box.left, box.bottom - box.top) < _THIN
+    return None if thin and _core(box, *_CORES[name], height, width) is None else box
 
 
 def soften(mask: np.ndarray, kernel: int, sigma: float) -> np.ndarray:

@@ -44,7 +44,9 @@ def _weights(height: int, width: int, grid: int) -> np.ndarray:
 def _remap(pixels: np.ndarray, points: np.ndarray, grid: int) -> np.ndarray:
     """Pixels looked up where the grid's points `[grid², 2]` (x, y in pixels) say, linear between them."""
     height, width = pixels.shape[:2]
-    places = (_weights(height, width, grid) @ points.astype(np.float32)).reshape(height, width, 2)
+    # OpenCV's product: numpy's of so narrow a matrix waits for BLAS threads, up to 16 ms against 0.2
+    places = cv2.gemm(_weights(height, width, grid), points.astype(np.float32), 1, None, 0)  # type: ignore[call-overload]
+    places = places.reshape(height, width, 2)
     x, y = np.ascontiguousarray(places[..., 0]), np.ascontiguousarray(places[..., 1])
     return np.asarray(cv2.remap(pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101))
 

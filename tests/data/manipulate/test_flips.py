@@ -117,7 +117,7 @@ def test_a_region_is_what_iterated_dilation_gives(start: tuple[int, int], end: t
 
 
 @given(seed=st.integers(0, 10_000), height=st.integers(16, 260), width=st.integers(16, 260))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_boxes_without_dilation_are_those_of_the_masks(seed: int, height: int, width: int) -> None:
     rng = np.random.default_rng(seed)
     landmarks = rng.uniform(-0.3, 1.3, (68, 2)) * (width, height)
