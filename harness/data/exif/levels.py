@@ -139,13 +139,25 @@ def read_cuts(words: Sequence[str]) -> dict[str, tuple[float, ...]]:
             cuts[name.strip()] = tuple(_number(p, word) for p in points.split(","))
             continue
         document = load_object(Path(word), _MAX_BYTES)
-        for tag, said in document.get("cuts", document).items():
-            numbers = said.get("points") if isinstance(said, dict) else said
-            if not isinstance(numbers, list) or any(type(n) not in (int, float) for n in numbers):
-                raise ConfigError(f"the cut points of {tag[:40]!r} are no list of numbers", word)
-            if numbers or not isinstance(said, dict):
-                cuts[tag] = tuple(float(n) for n in numbers)
+        said = document.get("cuts", document)
+        if not isinstance(said, dict):
+            raise ConfigError("the cut points are no object", word, "write {tag: [a, b]}")
+        found = {tag: _points(tag, part, word) for tag, part in said.items()}
+        cuts |= {tag: numbers for tag, numbers in found.items() if numbers is not None}
     return cuts
+
+
+def _points(tag: str, said: Any, where: str) -> tuple[float, ...] | None:
+    """The points of one tag of a file; None where a corpus had no cut points for it."""
+    numbers = said.get("points") if isinstance(said, dict) else said
+    if not isinstance(numbers, list) or any(type(n) not in (int, float) for n in numbers):
+        raise ConfigError(f"the cut points of {tag[:40]!r} are no list of numbers", where, "write {tag: [a, b]}")
+    if not numbers and isinstance(said, dict):
+        return None
+    try:
+        return tuple(float(n) for n in numbers)
+    except OverflowError:
+        raise ConfigError(f"a cut point of {tag[:40]!r} is too large", where) from None
 
 
 def _number(text: str, where: str) -> float:

@@ -1,6 +1,6 @@
 """Raw EXIF of an image file: the values of Table 8's tags, and what was wrong with it, never an exception.
 
-Only headers are read, with Pillow's decoders of the five formats that carry EXIF; pixels are decoded for PNG alone,
+Only headers are read, with Pillow's decoders of the formats that carry EXIF; pixels are decoded for PNG alone,
 whose EXIF may follow them.
 """
 
@@ -19,12 +19,13 @@ from harness.api.errors import DataError
 from harness.api.images import MAX_PIXELS, check_file
 from harness.data.exif.tags import CODES
 
-FORMATS: tuple[str, ...] = ("JPEG", "MPO", "TIFF", "WEBP", "PNG")
-"""Pillow's formats that are opened; with the package pillow-heif also HEIF."""
+FORMATS: tuple[str, ...] = ("JPEG", "TIFF", "WEBP", "PNG")
+"""Pillow's formats that are opened (a multi-picture JPEG counts as JPEG); with the package pillow-heif also HEIF."""
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".png"])
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
 MAX_EXIF_BYTES = 4 * 2**20
 """Bytes that an EXIF block may have (a JPEG segment holds 64 KiB; others can hold gigabytes)."""
+_DAMAGE = ("EXIF", "Tag ", "Truncated")  # of Pillow's warnings; it reads on, or leaves the rest of a directory out
 NO_HEIC = "HEIC needs the package pillow-heif: pip install pillow-heif (the extra heic)"
 
 
@@ -81,7 +82,7 @@ def read_image(path: Path, name: str) -> Photo:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         kind, raw, problems = _tags(path, formats)
-    if any("EXIF" in str(w.message) or "Tag data" in str(w.message) for w in said):
+    if any(word in str(w.message) for w in said for word in _DAMAGE):
         problems = [*problems, "corrupt-exif"]
     if kind and not raw and not problems:
         problems = ["no-camera-tags"]

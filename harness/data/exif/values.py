@@ -14,7 +14,7 @@ MAX_TEXT = 200
 """Characters that are kept of a text value."""
 
 _QUANTITY = re.compile(
-    r"(?P<prefix>f\s*/?|iso)?\s*(?P<top>-?\d{1,12}(?:\.\d{1,12})?)(?:\s*/\s*(?P<bottom>\d{1,12}(?:\.\d{1,12})?))?"
+    r"(?P<prefix>f\s*/?|iso)?\s*(?P<top>-?\d{1,12}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?)(?:\s*/\s*(?P<bottom>\d{1,12}(?:\.\d{1,20})?))?"
     r"\s*(?P<unit>[a-z ]{0,20})",
     re.IGNORECASE,
 )
@@ -207,4 +207,4 @@ def show_seconds(value: float) -> str:
     inverse = 1 / value
     if value < 0.4 and abs(inverse - round(inverse)) < 0.02 * inverse:
         return f"1/{round(inverse)} sec"
-    return f"{value:.4g} sec"
+    return f"{value:.4g} sec" if value < 1000 else f"{value:.0f} sec"
