@@ -115,6 +115,8 @@ class TagVocabulary(_Frozen):
             raw = raw[0]
         if isinstance(raw, (str, bytes)):
             shown, odd = values.text(raw)
+            if not normalise(shown):  # dashes or dots in place of a value
+                raise values.Fault("blank")
             if not shown.isdigit() or len(shown) > 5:
                 return self._of_text(shown, tuple(odd))
             return self._of_code(int(shown), tuple(odd))
