@@ -8,21 +8,37 @@ happens by events and imports no ray, mlflow or typer.
 from __future__ import annotations
 
 import math
+import random
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from harness.api.errors import ConfigError, DataError
+from harness.api.checkpoint import (
+    Checkpoints,
+    History,
+    Interrupted,
+    generators_state,
+    pack,
+    pack_optimizer,
+    read_checkpoint,
+    set_generators,
+    stop_requests,
+    unpack,
+    unpack_optimizer,
+    write_checkpoint,
+)
+from harness.api.errors import ConfigError
 from harness.api.events import Event, Listener, silent
-from harness.api.training import Place, Recipe, TrainingImages, TrainStep, Update, epoch_order
+from harness.api.schedule import Schedule
+from harness.api.training import Place, Recipe, TrainStep, Update
 
 
 @dataclass(frozen=True)
@@ -39,34 +55,25 @@ class TrainResult:
     metrics: dict[str, float]
 
 
-def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """The rate of an epoch, from 0: constant, or cosine to 0 over the recipe's epochs, changed once an epoch.
-
-    Source: METHOD "Bi-level step", constants. *Deviation*: it ends with the recipe, where the released scheduler,
-    given more epochs than its period, rises again (FIDELITY ``epochs``, ``schedule``).
-    """
-    if recipe.schedule == "constant":
-        return recipe.lr
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
-
-
 @contextmanager
 def _isolated(seed: int, device: str, threads: int | None) -> Iterator[None]:
-    """Seeded torch generators, pinned threads and repeatable kernels inside; all as it was outside."""
+    """Seeded global generators, pinned threads and repeatable kernels inside; all as it was outside."""
     cuda = torch.device(device).type == "cuda"
-    devices = [torch.device(device).index or 0] if cuda else []
+    generators = generators_state(cuda)
     before = torch.get_num_threads()
     cudnn = torch.backends.cudnn
     flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
     try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            if threads is not None:
-                torch.set_num_threads(threads)
-            if cuda:
-                cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
-            yield
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002  (steps of others may draw from the global generator)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if cuda:
+            cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
+        yield
     finally:
+        set_generators(generators)
         torch.set_num_threads(before)
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
 
@@ -131,13 +138,15 @@ def train(
     emit: Listener = silent,
     device: str = "cpu",
     threads: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainResult:
     """Train a step by a recipe; equal arguments give equal bits on one machine and thread count (CPU).
 
-    Torch's generators, thread count and kernel flags are as before when it returns or raises, and what was drawn
-    before has no effect. Emits ``train_step`` (recipe, step, steps, epoch, epochs, lr, loss, losses, what the step
-    adds, images_per_second) and ``progress`` (stage ``train``, unit ``steps``) after each step, ``train_end`` (recipe,
-    steps, images, seconds, metrics) at the end.
+    The global random generators, thread count and kernel flags are as before when it returns or raises, and what
+    was drawn before has no effect. Events: ``train_step`` (recipe, step, steps, epoch, epochs, lr, loss, losses, what
+    the step adds, images_per_second, peak memory in MiB) and ``progress`` (stage ``train``, unit ``steps``) after each
+    step, ``train_eval`` (recipe, step, epoch, metrics) after an evaluation, ``checkpoint`` (recipe, step, path), and
+    ``train_end`` (recipe, steps, images, seconds, metrics) at the end.
 
     The next batch is made in a second thread meanwhile; batches are functions of their place, so this moves nothing.
 
@@ -147,164 +156,156 @@ def train(
         device: a torch device. On CUDA float32 is full float32 (no TF32) and cuDNN is asked for repeatable
             kernels; other kernels may still add in another order.
         threads: intra-op threads; by default what torch has.
+        checkpoints: where to keep checkpoints. One that is there is gone on from, to the same bits as if nothing had
+            happened; with them SIGINT and SIGTERM end the training between two steps. The caller removes the folder
+            when it has kept the result.
 
     Raises:
         TrainingError: a loss or gradient is not finite: names the step, the task and the images.
-        ConfigError: nothing to optimise, no batch, or a weight without a loss.
+        ConfigError: nothing to optimise, no batch, a weight without a loss, or a watched metric that is not there.
+        Interrupted: a signal asked to stop; the checkpoint is written.
+        StoreError: a checkpoint cannot be written.
 
     *Deviation*: weight decay is on every parameter, as released (FIDELITY A33), not on matrices alone.
     """
     with _isolated(recipe.seed, device, threads), ThreadPoolExecutor(1, "batches") as ahead:
+        return _Training(step, recipe, emit, device, checkpoints).run(ahead)
+
+
+class _Training:
+    """One training under way: what is saved, and the loop over one step number."""
+
+    def __init__(
+        self, step: TrainStep, recipe: Recipe, emit: Listener, device: str, checkpoints: Checkpoints | None
+    ) -> None:
+        self.step, self.recipe, self.emit, self.where = step, recipe, emit, checkpoints
+        self.cuda = torch.device(device).type == "cuda"
         step.start(recipe.seed, device)
         parameters = [p for p in step.parameters() if p.requires_grad]
-        per_epoch = step.num_batches(recipe.batch_size)
-        if not parameters or per_epoch < 1:
+        self.per_epoch = step.num_batches(recipe.batch_size)
+        if not parameters or self.per_epoch < 1:
             raise ConfigError(
                 "nothing to train" if not parameters else "an epoch has no batch",
                 where=f"recipe {recipe.recipe}", fix="check the recipe's detector, data and batch size",
             )  # fmt: skip
-        optimizer = _optimizer(parameters, recipe)
-        steps, images, begun = recipe.epochs * per_epoch, 0, time.perf_counter()
-        history: list[dict[str, Any]] = []
+        self.optimizer = _optimizer(parameters, recipe)
+        self.schedule = Schedule(recipe)
+        self.steps = recipe.epochs * self.per_epoch
+        self.number, self.images = 0, 0
+        self.history: list[dict[str, Any]] = []
+        self.metrics: dict[str, float] = {}
+        self.best: dict[str, Tensor] | None = None
+        self.log = History(checkpoints.folder) if checkpoints else None
 
+    def run(self, ahead: ThreadPoolExecutor) -> TrainResult:
+        begun = time.perf_counter()
+        if self.where is not None:
+            self.where.folder.mkdir(parents=True, exist_ok=True)
+            self._resume()
+            with stop_requests() as asked:
+                self._loop(ahead, asked)
+        else:
+            self._loop(ahead, lambda: None)
+        ended = {"recipe": self.recipe.recipe, "steps": self.number, "images": self.images, "metrics": self.metrics}
+        self.emit(Event("train_end", {**ended, "seconds": time.perf_counter() - begun}))
+        tensors = self.step.export() if self.best is None else self.best
+        return TrainResult(tensors, self.history, self.metrics)
+
+    def _loop(self, ahead: ThreadPoolExecutor, asked: Callable[[], str | None]) -> None:
         def prepared(number: int) -> Future[Any]:
-            return ahead.submit(step.batch, *divmod(number, per_epoch), recipe.batch_size, recipe.seed)
-
-        clock, waiting = begun, prepared(0)
-        for number in range(steps):
-            epoch, rate = number // per_epoch, learning_rate(recipe, number // per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            batch = waiting.result()
-            if number + 1 < steps:
-                waiting = prepared(number + 1)
-            done = step.update(batch, optimizer, Place(recipe.recipe, number + 1, epoch + 1, rate, recipe.lr))
-            history.append({
-                "step": number + 1, "epoch": epoch + 1, "lr": rate, "loss": done.loss, "losses": done.losses,
-                **done.more,
-            })  # fmt: skip
-            size, before = len(step.names(batch)), clock
-            images, clock = images + size, time.perf_counter()
-            speed = {"images_per_second": size / max(clock - before, 1e-9)}
-            of = {"recipe": recipe.recipe, "steps": steps, "epochs": recipe.epochs}
-            emit(Event("train_step", {**history[-1], **of, **speed}))
-            emit(Event("progress", {"stage": "train", "done": number + 1, "total": steps, "unit": "steps"}))
-        metrics = step.evaluate()
-        ended = {"recipe": recipe.recipe, "steps": steps, "images": images, "metrics": metrics}
-        emit(Event("train_end", {**ended, "seconds": time.perf_counter() - begun}))
-        return TrainResult(step.export(), history, metrics)
-
-
-class SupervisedBatch(NamedTuple):
-    """Inputs ``[B, ...]`` float32, labels ``[B]`` int64 (1 = generated), digests of the images."""
-
-    inputs: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
-
-
-def binary_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy with logits, mean over the batch; outputs ``[B]`` or ``[B, 1]``, labels ``[B]``."""
-    return F.binary_cross_entropy_with_logits(outputs.reshape(len(labels)), labels.to(outputs.dtype))
-
-
-class SupervisedStep(TrainStep):
-    """Training a network to tell generated from photographic images by their labels.
-
-    Args:
-        module: the network, ``[B, ...]`` to logits, as it is to start from (a copy of its state is kept).
-        images: `train` with both labels; `select` for ``evaluate``.
-        preprocess: pixels ``[H, W, 3] uint8`` to a float32 tensor, of one size for all; the images' own by default.
-        loss: outputs and labels ``[B] int64`` to a scalar; binary cross-entropy on one logit by default.
-        rename: the module's tensors to those of the weights file; the same names by default.
-
-    Raises:
-        DataError: when `train` does not hold both classes.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        images: TrainingImages,
-        *,
-        preprocess: Callable[[np.ndarray], Tensor] | None = None,
-        loss: Callable[[Tensor, Tensor], Tensor] = binary_loss,
-        rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
-    ) -> None:
-        present = set(np.asarray(images.labels.get("train", ())).tolist())
-        if present != {0, 1}:
-            raise DataError(
-                f"supervised training needs both classes in `train`; labels there: {sorted(present)}",
-                fix="name generators in the recipe, and photographs in the data",
+            return ahead.submit(
+                self.step.batch, *divmod(number, self.per_epoch), self.recipe.batch_size, self.recipe.seed
             )
-        self.module, self.images = module, images
-        self.preprocess = preprocess or images.preprocess
-        self.loss, self.rename = loss, rename
-        self.device = "cpu"
-        self._initial = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
 
-    def start(self, seed: int, device: str) -> None:
-        """Bring back the state the module was given in; ``seed`` moves only what the network itself draws."""
-        self.device = device
-        self.module.load_state_dict(self._initial)
-        self.module.to(device)
+        if self.number >= self.steps or self.schedule.stopped:
+            return
+        clock, waiting = time.perf_counter(), prepared(self.number)
+        while self.number < self.steps and not self.schedule.stopped:
+            batch = waiting.result()
+            if self.number + 1 < self.steps:
+                waiting = prepared(self.number + 1)
+            self._one(batch)
+            size, before = len(self.step.names(batch)), clock
+            self.images, clock = self.images + size, time.perf_counter()
+            self._tell(size / max(clock - before, 1e-9))
+            epoch, place = divmod(self.number, self.per_epoch)
+            if place == 0 and self.schedule.evaluates(epoch - 1):
+                self._evaluate(epoch)
+            signal = asked()
+            if self.where is not None and (signal or self.number % self.where.every == 0):
+                self._save()
+            if signal:
+                raise Interrupted(f"{signal}: stopped after step {self.number:,} of {self.steps:,}; run again to go on")
 
-    def parameters(self) -> Sequence[Tensor]:
-        """The module's parameters."""
-        return list(self.module.parameters())
+    def _one(self, batch: Any) -> None:
+        epoch = self.number // self.per_epoch
+        rate = self.schedule.rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        place = Place(self.recipe.recipe, self.number + 1, epoch + 1, rate, self.recipe.lr)
+        done = self.step.update(batch, self.optimizer, place)
+        self.number += 1
+        row = {
+            "step": place.step,
+            "epoch": place.epoch,
+            "lr": rate,
+            "loss": done.loss,
+            "losses": done.losses,
+            **done.more,
+        }
+        self.history.append(row)
+        if self.log is not None:
+            self.log.add(row)
 
-    def num_batches(self, batch_size: int) -> int:
-        """Whole batches in `train`; the rest of an epoch's order is left out, and another part each epoch."""
-        return max(1, self.images.count("train") // batch_size)
+    def _tell(self, speed: float) -> None:
+        of = {"recipe": self.recipe.recipe, "steps": self.steps, "epochs": self.recipe.epochs}
+        more = {"images_per_second": speed, "memory_mib": _peak_memory()}
+        self.emit(Event("train_step", {**self.history[-1], **of, **more}))
+        self.emit(Event("progress", {"stage": "train", "done": self.number, "total": self.steps, "unit": "steps"}))
 
-    def batch(self, epoch: int, index: int, batch_size: int, seed: int) -> SupervisedBatch:
-        """Images ``index * batch_size`` onwards of the epoch's order."""
-        order = epoch_order(self.images.count("train"), seed, epoch)
-        return self._load("train", order[index * batch_size : (index + 1) * batch_size])
+    def _evaluate(self, epoch: int) -> None:
+        metrics = self.step.evaluate()
+        here = {"recipe": self.recipe.recipe, "step": self.number, "epoch": epoch, "metrics": metrics}
+        self.emit(Event("train_eval", here))
+        if self.schedule.take(metrics):
+            self.metrics = metrics
+            if self.recipe.early_stop is not None:
+                self.best = self.step.export()
 
-    def _load(self, split: str, rows: Sequence[int] | np.ndarray) -> SupervisedBatch:
-        names = tuple(self.images.digests[split][int(i)] for i in rows)
-        inputs = [self.preprocess(self.images.read(split, int(i))) for i in rows]
-        odd = [n for n, x in zip(names, inputs, strict=True) if x.shape != inputs[0].shape]
-        if odd:
-            raise DataError("images of a training batch differ in size after preprocessing", where=odd[0])
-        labels = np.asarray(self.images.labels[split])[np.asarray(rows, dtype=np.int64)]
-        return SupervisedBatch(torch.stack(inputs), torch.from_numpy(labels.astype(np.int64)), names)
+    def _save(self) -> None:
+        assert self.where is not None
+        assert self.log is not None
+        tensors = (
+            pack("model", self.step.state()) | pack("step", self.step.training_state())
+            | pack("optimizer", pack_optimizer(self.optimizer)) | pack("generators", generators_state(self.cuda))
+            | pack("best", self.best or {})
+        )  # fmt: skip
+        state = {
+            "recipe": self.recipe.recipe, "schedule": self.schedule.state(), "images": self.images,
+            "metrics": self.metrics, "best": self.best is not None,
+        }  # fmt: skip
+        path = write_checkpoint(self.where, self.number, tensors, state, self.log)
+        self.emit(Event("checkpoint", {"recipe": self.recipe.recipe, "step": self.number, "path": str(path)}))
 
-    def names(self, batch: SupervisedBatch) -> Sequence[str]:
-        """Digests of the batch's images."""
-        return batch.names
+    def _resume(self) -> None:
+        assert self.where is not None
+        assert self.log is not None
+        saved = read_checkpoint(self.where, self.log)
+        if saved is None:
+            self.log.read(0)
+            return
+        self.step.load_state(unpack("model", saved.tensors))
+        self.step.load_training_state(unpack("step", saved.tensors))
+        unpack_optimizer(self.optimizer, unpack("optimizer", saved.tensors))
+        set_generators(unpack("generators", saved.tensors))
+        self.schedule.load(saved.state["schedule"])
+        self.number, self.images = saved.step, int(saved.state["images"])
+        self.metrics, self.history = dict(saved.state["metrics"]), saved.history
+        self.best = unpack("best", saved.tensors) if saved.state["best"] else None
+        text = f"recipe {self.recipe.recipe}: going on after step {self.number:,} of {self.steps:,}"
+        self.emit(Event("note", {"text": text}))
 
-    def losses(self, batch: SupervisedBatch) -> dict[str, Tensor]:
-        """``{"loss": scalar}``, in training mode."""
-        self.module.train()
-        return {"loss": self.loss(self.module(batch.inputs.to(self.device)), batch.labels.to(self.device))}
 
-    def evaluate(self, batch_size: int = 64) -> dict[str, float]:
-        """On `select`: ``loss`` and, of one logit (> 0) or two (the larger), ``accuracy``; empty without images."""
-        count = self.images.count("select")
-        if count == 0:
-            return {}
-        self.module.eval()
-        outputs, labels = [], []
-        with torch.inference_mode():
-            for first in range(0, count, batch_size):
-                batch = self._load("select", range(first, min(first + batch_size, count)))
-                outputs.append(self.module(batch.inputs.to(self.device)).cpu())
-                labels.append(batch.labels)
-        scores, truth = torch.cat(outputs), torch.cat(labels)
-        found = {"loss": float(self.loss(scores, truth))}
-        columns = scores.reshape(count, -1)
-        if columns.shape[1] <= 2:
-            called = columns[:, 0] > 0 if columns.shape[1] == 1 else columns[:, 1] > columns[:, 0]
-            found["accuracy"] = float((called == truth.bool()).double().mean())
-        return found
-
-    def state(self) -> dict[str, Tensor]:
-        """The module's parameters and buffers."""
-        return dict(self.module.state_dict())
-
-    def export(self) -> dict[str, Tensor]:
-        """The module's tensors on the CPU, renamed where the step was given a rule."""
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.module.state_dict().items()}
-        return self.rename(tensors) if self.rename else tensors
+def _peak_memory() -> int:
+    """Peak resident memory of the process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.api.errors import ConfigError, HarnessError
 
@@ -184,13 +184,62 @@ class TrainStep(ABC):
     def state(self) -> dict[str, Tensor]:
         """Tensors of the running model (parameters and buffers) under the module's own names."""
 
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Bring the running model back to a ``state()``, in place, so that its memory layout stays.
+
+        Raises:
+            ConfigError: other names or shapes than the model's.
+        """
+        import torch
+
+        here = self.state()
+        wrong = sorted(k for k in here.keys() ^ tensors.keys()) or [
+            k for k, v in here.items() if v.shape != tensors[k].shape
+        ]
+        if wrong:
+            raise ConfigError(f"a checkpoint of another model: {', '.join(wrong[:4])}", fix="train afresh")
+        with torch.no_grad():
+            for name, value in here.items():
+                value.copy_(tensors[name])
+
     @abstractmethod
     def export(self) -> dict[str, Tensor]:
         """Tensors of the weights file that the extractor's ``load`` reads."""
 
 
+class Watched(BaseModel):
+    """A metric on `select` that training watches, by the name that the step's ``evaluate`` gives it.
+
+    ``mode`` says which way is better; a change of at most ``min_delta`` is none; ``patience`` counts evaluations
+    without a better value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    mode: Literal["max", "min"] = "max"
+    min_delta: float = Field(default=0.0, ge=0)
+    patience: int = Field(default=5, gt=0)
+
+
+class EarlyStop(Watched):
+    """Stop when the metric has not improved for ``patience`` evaluations; the result is the best one's weights."""
+
+
+class Plateau(Watched):
+    """Multiply the rate by ``factor`` when the metric has not improved for ``patience`` evaluations, not below
+    ``min_lr``; where it is there already, training stops (CNND's rule; DETECTORS)."""
+
+    factor: float = Field(default=0.1, gt=0, lt=1)
+    min_lr: float = Field(default=1e-6, ge=0)
+
+
 class Recipe(BaseModel):
-    """How an extractor is trained: a YAML file in ``suites/recipes``."""
+    """How an extractor is trained: a YAML file in ``suites/recipes``.
+
+    ``evaluate_every`` epochs the step's metrics on `select` are taken (0: at the end alone; with ``plateau`` or
+    ``early_stop`` after every epoch).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -208,5 +257,14 @@ class Recipe(BaseModel):
     optimizer: Literal["adamw", "adam"] = "adamw"
     lr: float = Field(default=1e-5, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    plateau: Plateau | None = None
+    early_stop: EarlyStop | None = None
+    evaluate_every: int = Field(default=0, ge=0)
     seed: int = 42
+
+    @model_validator(mode="after")
+    def _schedule_is_whole(self) -> Recipe:
+        if (self.schedule == "plateau") != (self.plateau is not None):
+            raise ValueError("schedule plateau and the section `plateau` belong together")
+        return self

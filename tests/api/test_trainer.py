@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from harness.api.errors import ConfigError, DataError
 from harness.api.events import Event
-from harness.api.trainer import SupervisedStep, learning_rate, train
+from harness.api.schedule import learning_rate
+from harness.api.supervised import SupervisedStep
+from harness.api.trainer import train
 from harness.api.training import Recipe, TrainingError, TrainingImages, TrainStep, epoch_order, stream
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench_plugins.cnn import TinyCnn, network
 from harness.api.protocol import Protocol
-from harness.api.trainer import SupervisedStep
+from harness.api.supervised import SupervisedStep
 from harness.api.training import TrainingImages
 
 

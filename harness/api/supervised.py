@@ -1,0 +1,129 @@
+"""Training a network to tell generated from photographic images by their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.api.errors import DataError
+from harness.api.training import TrainingImages, TrainStep, epoch_order
+
+
+class SupervisedBatch(NamedTuple):
+    """Inputs ``[B, ...]`` float32, labels ``[B]`` int64 (1 = generated), digests of the images."""
+
+    inputs: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+
+def binary_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy with logits, mean over the batch; outputs ``[B]`` or ``[B, 1]``, labels ``[B]``."""
+    return F.binary_cross_entropy_with_logits(outputs.reshape(len(labels)), labels.to(outputs.dtype))
+
+
+class SupervisedStep(TrainStep):
+    """Training a network to tell generated from photographic images by their labels.
+
+    Args:
+        module: the network, ``[B, ...]`` to logits, as it is to start from (a copy of its state is kept).
+        images: `train` with both labels; `select` for ``evaluate``.
+        preprocess: pixels ``[H, W, 3] uint8`` to a float32 tensor, of one size for all; the images' own by default.
+        loss: outputs and labels ``[B] int64`` to a scalar; binary cross-entropy on one logit by default.
+        rename: the module's tensors to those of the weights file; the same names by default.
+
+    Raises:
+        DataError: when `train` does not hold both classes.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        images: TrainingImages,
+        *,
+        preprocess: Callable[[np.ndarray], Tensor] | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = binary_loss,
+        rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    ) -> None:
+        present = set(np.asarray(images.labels.get("train", ())).tolist())
+        if present != {0, 1}:
+            raise DataError(
+                f"supervised training needs both classes in `train`; labels there: {sorted(present)}",
+                fix="name generators in the recipe, and photographs in the data",
+            )
+        self.module, self.images = module, images
+        self.preprocess = preprocess or images.preprocess
+        self.loss, self.rename = loss, rename
+        self.device = "cpu"
+        self._initial = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+
+    def start(self, seed: int, device: str) -> None:
+        """Bring back the state the module was given in; ``seed`` moves only what the network itself draws."""
+        self.device = device
+        self.module.load_state_dict(self._initial)
+        self.module.to(device)
+
+    def parameters(self) -> Sequence[Tensor]:
+        """The module's parameters."""
+        return list(self.module.parameters())
+
+    def num_batches(self, batch_size: int) -> int:
+        """Whole batches in `train`; the rest of an epoch's order is left out, and another part each epoch."""
+        return max(1, self.images.count("train") // batch_size)
+
+    def batch(self, epoch: int, index: int, batch_size: int, seed: int) -> SupervisedBatch:
+        """Images ``index * batch_size`` onwards of the epoch's order."""
+        order = epoch_order(self.images.count("train"), seed, epoch)
+        return self._load("train", order[index * batch_size : (index + 1) * batch_size])
+
+    def _load(self, split: str, rows: Sequence[int] | np.ndarray) -> SupervisedBatch:
+        names = tuple(self.images.digests[split][int(i)] for i in rows)
+        inputs = [self.preprocess(self.images.read(split, int(i))) for i in rows]
+        odd = [n for n, x in zip(names, inputs, strict=True) if x.shape != inputs[0].shape]
+        if odd:
+            raise DataError("images of a training batch differ in size after preprocessing", where=odd[0])
+        labels = np.asarray(self.images.labels[split])[np.asarray(rows, dtype=np.int64)]
+        return SupervisedBatch(torch.stack(inputs), torch.from_numpy(labels.astype(np.int64)), names)
+
+    def names(self, batch: SupervisedBatch) -> Sequence[str]:
+        """Digests of the batch's images."""
+        return batch.names
+
+    def losses(self, batch: SupervisedBatch) -> dict[str, Tensor]:
+        """``{"loss": scalar}``, in training mode."""
+        self.module.train()
+        return {"loss": self.loss(self.module(batch.inputs.to(self.device)), batch.labels.to(self.device))}
+
+    def evaluate(self, batch_size: int = 64) -> dict[str, float]:
+        """On `select`: ``loss`` and, of one logit (> 0) or two (the larger), ``accuracy``; empty without images."""
+        count = self.images.count("select")
+        if count == 0:
+            return {}
+        self.module.eval()
+        outputs, labels = [], []
+        with torch.inference_mode():
+            for first in range(0, count, batch_size):
+                batch = self._load("select", range(first, min(first + batch_size, count)))
+                outputs.append(self.module(batch.inputs.to(self.device)).cpu())
+                labels.append(batch.labels)
+        scores, truth = torch.cat(outputs), torch.cat(labels)
+        found = {"loss": float(self.loss(scores, truth))}
+        columns = scores.reshape(count, -1)
+        if columns.shape[1] <= 2:
+            called = columns[:, 0] > 0 if columns.shape[1] == 1 else columns[:, 1] > columns[:, 0]
+            found["accuracy"] = float((called == truth.bool()).double().mean())
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """The module's parameters and buffers."""
+        return dict(self.module.state_dict())
+
+    def export(self) -> dict[str, Tensor]:
+        """The module's tensors on the CPU, renamed where the step was given a rule."""
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.module.state_dict().items()}
+        return self.rename(tensors) if self.rename else tensors
