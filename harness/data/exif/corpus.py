@@ -162,7 +162,7 @@ def write_corpus(
         cuts: explicit cut points of some tags; the others take quantiles of these photographs.
         progress: called with (files begun, files in all).
 
-    The label file is left out where no photograph has any of the nine tags.
+    Where no photograph has any of the nine tags no label file is written, and one of an earlier call is removed.
 
     Raises:
         DataError: nothing to read, a path that is not there, or `out` cannot be written.
@@ -181,6 +181,8 @@ def write_corpus(
     files = [*write_table(table, out), *write_tables(rows, out)]
     if len(labels):
         files.append(write_labels(out / "exif_labels.json", labels))
+    else:
+        (out / "exif_labels.json").unlink(missing_ok=True)
     files.append(write_text(out / "exif_cuts.json", dump(cuts_document(chosen, levels, classes, len(table)))))
     files.append(write_figure(out / "exif_levels.png", columns, chosen, levels))
     files.append(out / "exif_report.json")
