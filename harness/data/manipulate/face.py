@@ -100,7 +100,7 @@ def manipulate_face(
             flip's label is wrong; `drop`: None. The whole face's warp needs no landmarks.
 
     Raises:
-        ConfigError: no such number, or a `work_size` below 16.
+        ConfigError: no such number, or a `work_size` that is not from 16 to 1024.
         DataError: `pixels` are of another kind.
 
     Source: METHOD "Manipulations"; AIGFD_BLO at 5f26ede, `preprocessing/dataset_img.py`, `lmks_operator`.
@@ -148,8 +148,8 @@ def at_work_size(pixels: np.ndarray, work_size: int) -> np.ndarray:
     *Deviation*: a thousandth of a level is added before the cut, which else turns some even areas 1 darker; a face
     that is larger than `work_size` (none of the released ones is) is shrunk as `brought_back` shrinks.
     """
-    if work_size < 16:
-        raise ConfigError(f"faces cannot be manipulated at {work_size} pixels", fix="give a work_size of 16 or more")
+    if not 16 <= work_size <= 1024:
+        raise ConfigError(f"faces cannot be manipulated at {work_size} pixels", fix="give a work_size from 16 to 1024")
     height, width = pixels.shape[:2]
     if (height, width) == (work_size, work_size):
         return pixels.copy()

@@ -236,7 +236,12 @@ def _tasks(folder: Path, out: Path, names: Sequence[str], source: Source | None,
 def _run(tasks: Iterator[_Task], workers: int) -> Iterator[Counts]:
     """The results of the tasks as they come; few tasks wait at a time, so that memory is bounded."""
     if workers == 1:
-        yield from map(_make, tasks)
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            yield from map(_make, tasks)
+        finally:
+            cv2.setNumThreads(threads)
         return
     # Not fork: the caller may hold torch's and OpenCV's threads.
     context = multiprocessing.get_context("spawn")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,9 +12,11 @@ from hypothesis import strategies as st
 
 from harness.api.errors import ConfigError, DataError
 from harness.data.demo.corpus import take_photograph
+from harness.data.manipulate import sheet as sheet_module
 from harness.data.manipulate.face import MANIPULATIONS, at_work_size, brought_back, manipulate_face, resample
 from harness.data.manipulate.flips import EYE_FLIPPED, NOSE_FLIPPED, draw_ratio, flip_region
 from harness.data.manipulate.regions import region_box
+from harness.data.manipulate.sheet import contact_sheet
 
 FACE = take_photograph(7, 0, 128)
 
@@ -139,7 +144,34 @@ def test_what_cannot_be_meant_is_refused() -> None:
         resample(FACE.image, stream(), numbers=(-1,))
     with pytest.raises(ConfigError, match="at 8 pixels"):
         manipulate_face(FACE.image, 3, None, stream(), work_size=8)
+    with pytest.raises(ConfigError, match="at 4000 pixels"):
+        resample(FACE.image, stream(), work_size=4000)
     with pytest.raises(DataError, match="uint8"):
         manipulate_face(FACE.image.astype(float), 3, None, stream())
     with pytest.raises(DataError, match="uint8"):
         resample(FACE.image[..., 0], stream())
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "manipulations.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.S)
+    space: dict[str, object] = {}
+    exec(compile(code, "manipulations.md", "exec"), space)
+    assert np.shape(space["plain"]) == (128, 128, 3)
+
+
+def test_the_documentation_names_the_manipulations() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "manipulations.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if re.match(r"\| \d \|", line)
+    ]
+    assert [(int(n), name, tuple(label.split(", "))) for n, name, _, label in rows] == [
+        (m.number, m.name, m.regions) for m in MANIPULATIONS
+    ]
+
+
+def test_the_contact_sheet_shows_what_changes() -> None:
+    sheet = contact_sheet()
+    assert sheet.shape == (len(sheet_module.FACES) * 134 + 24, 7 * 134 + 6, 3)
+    cells = [sheet[18 : 18 + 128, 6 + 134 * column : 134 + 134 * column].astype(int) for column in range(7)]
+    assert all(np.abs(cells[0] - cell).max() > 20 for cell in cells[1:])
