@@ -126,7 +126,7 @@ def _some(what: str, found: list[str]) -> list[str]:
 def make_labels(
     table: ExifTable, cuts: Mapping[str, Cuts], classes: Mapping[str, Sequence[str]], levels: int
 ) -> TagLabels:
-    """Labels of the photographs on which at least one of the nine tags is known; of a repeated id the first.
+    """Labels of the photographs on which at least one of the nine tags is known; of those with one id the first.
 
     Args:
         cuts: of the ordinal tags.
@@ -139,7 +139,8 @@ def make_labels(
         number = {word: i for i, word in enumerate(classes[name])}
         tags[name] = frame[name].map(number).fillna(-1).to_numpy(dtype=np.float64).astype(np.int16)
     any_known = np.stack([values >= 0 for values in tags.values()]).any(axis=0)
-    rows = np.flatnonzero(any_known & ~frame["id"].duplicated().to_numpy())
+    rows = np.flatnonzero(any_known)
+    rows = rows[~frame["id"].iloc[rows].duplicated().to_numpy(dtype=bool)]
     ids, paths = (tuple(frame[name].iloc[rows]) for name in ("id", "path"))
     if any(PurePosixPath(p.replace("\\", "/")).stem != i for i, p in zip(ids, paths, strict=True)):
         raise AssertionError("an id is not its path's stem")

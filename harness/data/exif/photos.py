@@ -21,8 +21,8 @@ from harness.data.lists import is_utf8, scan_images
 from harness.data.problems import Problem, about
 
 SUFFIXES = IMAGE_SUFFIXES | HEIC_SUFFIXES | {".json"}
-MAX_PHOTO_BYTES = 4 * 2**20
-"""Bytes that the JSON of one photograph may have."""
+MAX_FOUND_BYTES = 64 * 2**20
+"""Bytes that a JSON file may have that was found in a folder, not named by the user."""
 _MAX_ENTRIES = 2000
 _MAX_ID = 255
 
@@ -85,17 +85,18 @@ def read_json(path: Path, name: str, *, alone: bool = True) -> Iterator[Photo]:
     Args:
         name: what they are called in a label file, where the JSON holds one photograph.
         alone: the file was named by the user, so it may be large and a fault in it is an error; in a folder of many
-            it is a problem of that photograph (``not-json``, ``no-exif``).
+            it is a problem of that photograph (``not-json``, ``json-too-large``, ``no-exif``).
 
     Raises:
         DataError: a lone file that is unreadable, or a label file, which holds no EXIF values.
     """
     try:
-        document = load_object(path, MAX_BYTES if alone else MAX_PHOTO_BYTES)
+        document = load_object(path, MAX_BYTES if alone else MAX_FOUND_BYTES)
     except DataError:
         if alone:
             raise
-        yield Photo(path.stem, name, "", {}, ("not-json",))
+        large = path.stat().st_size > MAX_FOUND_BYTES
+        yield Photo(path.stem, name, "", {}, ("json-too-large" if large else "not-json",))
         return
     if isinstance(document.get("EXIF"), dict) or not document:
         yield _photo(path.stem, name, document)

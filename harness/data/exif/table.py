@@ -71,7 +71,7 @@ def build_table(
     import pandas as pd
 
     table = ExifTable(pd.DataFrame(), meanings={tag.name: Counter() for tag in CATEGORIES})
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in _columns()}
     seen: set[str] = set()
     for begun, photo in photos:
         row, problems = _row(photo, vocabulary, table)
@@ -84,10 +84,11 @@ def build_table(
             if len(said) < NUM_EXAMPLES:
                 said.append(photo.id)
         row["problems"] = ";".join(dict.fromkeys(problems))
-        rows.append(row)
+        for name, cells in columns.items():
+            cells.append(row.get(name))
         if progress is not None:
             progress(begun)
-    table.frame = _frame(rows)
+    table.frame = _frame(columns)
     return table
 
 
@@ -159,19 +160,21 @@ def _categorise(
         row["maker"] = words.plain(meaning)
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _columns() -> list[str]:
+    """The table's columns in order."""
+    names = ["id", "path", "format"]
+    for tag in (*TAGS, APERTURE_VALUE):
+        names += [tag.name, f"{tag.name}_raw"] if tag.kind is Kind.CATEGORY else [tag.name]
+        names += ["maker"] if tag.name == "make" else []
+        names += [f"{tag.name}_from"] if len(tag.sources) > 1 else []
+    return [*names, "problems"]
+
+
+def _frame(columns: dict[str, list[Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    columns = ["id", "path", "format"]
-    for tag in (*TAGS, APERTURE_VALUE):
-        columns += [tag.name, f"{tag.name}_raw"] if tag.kind is Kind.CATEGORY else [tag.name]
-        columns += ["maker"] if tag.name == "make" else []
-        columns += [f"{tag.name}_from"] if len(tag.sources) > 1 else []
-    frame = pd.DataFrame(rows, columns=[*columns, "problems"], dtype=object)
-    for tag in NUMBERS:
-        frame[tag.name] = frame[tag.name].astype("Int64" if tag.name == "iso" else "float64")
-    texts = [name for name in frame.columns if name not in {tag.name for tag in NUMBERS}]
-    return frame.astype(dict.fromkeys(texts, "string"))
+    kinds = dict.fromkeys(columns, "string") | {tag.name: "float64" for tag in NUMBERS} | {"iso": "Int64"}
+    return pd.DataFrame(columns, dtype=object).astype(kinds)
 
 
 def write_table(table: ExifTable, folder: Path) -> tuple[Path, Path]:

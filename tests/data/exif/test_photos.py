@@ -84,6 +84,17 @@ def test_folders_images_and_json_together_and_a_repeated_id(tmp_path: Path, voca
     assert table.examples["id-repeated"] == ["2"]
 
 
+def test_large_json_in_a_folder_is_not_read(
+    tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.data.exif import photos
+
+    monkeypatch.setattr(photos, "MAX_FOUND_BYTES", 100)
+    file = dump(tmp_path / "in" / "1.json", OLDER)
+    assert dict(build_table(Sources([tmp_path / "in"]), vocabulary).problems) == {"json-too-large": 1}
+    assert build_table(Sources([file]), vocabulary).problems == {}
+
+
 def test_what_cannot_be_read_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         Sources([tmp_path / "absent"])
