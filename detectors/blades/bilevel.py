@@ -94,7 +94,7 @@ def virtual_parameters(params: Params, gradients: Params, lr: float, weight_deca
 def difference_step(direction: Mapping[str, Tensor]) -> float:
     """ε = 0.01/‖v‖, the released choice (DARTS); infinite for v = 0."""
     norm = float(total_norm(list(direction.values())))
-    return RADIUS / norm if norm > 0 else math.inf
+    return RADIUS / norm if norm != 0 else math.inf
 
 
 def directional_derivative(
@@ -118,7 +118,7 @@ def directional_derivative(
     with torch.no_grad():
         moved = {name: torch.add(params[name], v, alpha=eps) for name, v in direction.items()}
         above = task_losses(moved)
-        if not math.isfinite(eps):
+        if eps == math.inf:  # v = 0
             return torch.zeros_like(above)
         for name, v in direction.items():
             torch.sub(params[name], v, alpha=eps, out=moved[name])

@@ -69,12 +69,15 @@ class NetworkPasses:
                 stack.enter_context(batch_statistics_only(self.network))
             if at == "theta" and modes.keep and modes.compiled is None:
                 stack.enter_context(convolutions_kept(self.network.image, self.kept))
-            return self._through(modes.compiled or self.network, self.inner, self.half if at == "theta" else None)
+            return self._through(self._network(), self.inner, self.half if at == "theta" else None)
 
     def outer(self) -> Tensor:
         """The outer loss of the outer batch."""
         with batch_statistics_only(self.network):
-            return self._through(self.modes.compiled or self.network, self.outer_work, self.half)
+            return self._through(self._network(), self.outer_work, self.half)
+
+    def _network(self) -> Callable[..., Tensor]:
+        return self.network if self.modes.compiled is None else self.modes.compiled
 
     def losses_at(self, params: Params) -> Tensor:
         """Task losses of the inner batch for forward mode at θ: convolutions' outputs are taken from the pass there."""
