@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_detector", "load_fitted", "load_suite", "run"]
+__all__ = ["__version__", "load_detector", "load_fitted", "load_suite", "run", "train"]
 
 _LAZY = {
     "load_suite": ("harness.engine.suite", "load_suite"),
     "run": ("harness.verbs.run", "run"),
+    "train": ("harness.verbs.train", "train"),
     "load_detector": ("harness.engine.handle", "load_detector"),
     "load_fitted": ("harness.engine.handle", "load_fitted"),
 }

@@ -234,6 +234,17 @@ class Plateau(Watched):
     min_lr: float = Field(default=1e-6, ge=0)
 
 
+class RecipeData(BaseModel):
+    """Where a recipe's images lie: ``suite``: the photographs of the suite's data root (`train`, `outer`, `select`);
+    ``released``: the released training layout (FDF) at or below it. ``vocabulary`` names the shipped classes that raw
+    EXIF of the older layout is mapped to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layout: Literal["suite", "released"] = "suite"
+    vocabulary: str = Field(default="blades", pattern=r"^[a-z0-9_]+$")
+
+
 class Recipe(BaseModel):
     """How an extractor is trained: a YAML file in ``suites/recipes``.
 
@@ -250,6 +261,7 @@ class Recipe(BaseModel):
     protocol: str | dict[str, Any] = "paper"
     step: Literal["joint", "supervised", "bilevel"] = "joint"
     settings: dict[str, Any] = Field(default_factory=dict)
+    data: RecipeData = RecipeData()
     generators: tuple[str, ...] = ()
     max_images: int | None = Field(default=None, gt=0)
     epochs: int = Field(default=20, gt=0)

@@ -112,9 +112,7 @@ class Executor:
             ]
             try:
                 pin_numerics(self.plan.settings.threads)
-                made = train_recipe(
-                    work, self.store, self.reader.pixels, self.plan.manifest, self.emit, self.plan.settings.threads
-                )
+                made = train_recipe(work, self.store, self.reader.pixels, self.emit, self.plan.settings.threads)
             except STOPS:
                 raise
             except Exception as error:

@@ -20,6 +20,7 @@ from harness.engine.keys import Numerics, canonical, digest_of, set_digest, stag
 from harness.engine.recipes import RecipeWork, recipe_work
 from harness.engine.rows import PreparedRow
 from harness.engine.source import source_digest
+from harness.engine.training_data import TrainingSource, released_faces, suite_faces
 from harness.results.digests import digests_array, distinct
 from harness.results.store import Store
 
@@ -177,15 +178,14 @@ class _Planner:
         return weights
 
     def recipe(self, recipe: Recipe) -> RecipeWork:
-        work = recipe_work(
-            recipe,
-            self.manifest,
-            self.root,
-            self.dataset,
-            self.suite.fit.count,
-            self.settings.edits,
-            self.settings.threads,
-        )
+        source: TrainingSource
+        if recipe.data.layout == "released":
+            source = released_faces(recipe, self.root)
+        else:
+            source = suite_faces(
+                recipe, self.manifest, self.root, self.dataset, self.suite.fit.count, self.settings.edits
+            )
+        work = recipe_work(recipe, source, self.settings.edits, self.settings.threads, self.settings.device)
         return self.plan.recipes.setdefault(work.key, work)
 
     def numerics(self, row: PreparedRow, stage: Transform | Extractor) -> Numerics:

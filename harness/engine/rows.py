@@ -54,8 +54,6 @@ def load_recipe(name: str, where: object = None) -> Recipe:
     Raises:
         ConfigError: unknown name, unknown key or a wrong value.
     """
-    from pydantic import ValidationError
-
     from harness.api.registry import unknown
 
     path = Path(name)
@@ -65,15 +63,28 @@ def load_recipe(name: str, where: object = None) -> Recipe:
         if name not in known:
             raise unknown("recipe", name, list(known), where=where)
         path = known[name]
-    document = load_yaml(path)
+    return validated_recipe(load_yaml(path), path)
+
+
+def validated_recipe(document: Any, where: object) -> Recipe:
+    """A recipe of a mapping.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value, named.
+    """
+    from pydantic import ValidationError
+
+    from harness.api.registry import unknown
+
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise unknown("key", key, list(Recipe.model_fields), where=path) from None
-        raise ConfigError(f"recipe key {key}: {first['msg']}", where=path) from None
+            raise unknown("key", key, list(Recipe.model_fields), where=where) from None
+        said = f"recipe key {key}: {first['msg']}" if key else f"recipe: {first['msg'].removeprefix('Value error, ')}"
+        raise ConfigError(said, where=where) from None
 
 
 def recipe_protocol(recipe: Recipe) -> Protocol:

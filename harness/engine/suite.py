@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -162,27 +162,44 @@ def _merge(base: Any, over: Any) -> Any:
     return copy.deepcopy(over)
 
 
-def _assign(document: dict[str, Any], setting: str) -> None:
-    """Apply one ``--set a.b=c``; the first word may be a detector row, else it is a key of the suite."""
+def assignment(setting: str) -> tuple[list[str], Any]:
+    """The words of the key and the value (YAML) of one ``a.b=c``.
+
+    Raises:
+        ConfigError: it is not of that form, or the value is not YAML.
+    """
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
         raise ConfigError(f"--set {setting!r} is not of the form key.key=value", fix="as in test.per_generator=100")
-    value = parse_yaml(f"value: {text}", f"--set {setting}")["value"]
-    words = path.strip().split(".")
-    if len(words) > 1 and words[0] in document.get("detectors", {}):
-        words = ["detectors", *words]
-    elif words[0] not in Suite.model_fields:
-        known = [*Suite.model_fields, *document.get("detectors", {})]
-        raise unknown("key", words[0], known, where=f"--set {setting}")
+    return path.strip().split("."), parse_yaml(f"value: {text}", f"--set {setting}")["value"]
+
+
+def put(document: dict[str, Any], words: Sequence[str], value: Any) -> None:
+    """Set a nested key in place; mappings on the way that are absent or null are made.
+
+    Raises:
+        ConfigError: a word on the way holds a value.
+    """
     target = document
     for word in words[:-1]:
         nested = target.get(word)
         if nested is None:
             nested = target[word] = {}
         if not isinstance(nested, dict):
-            raise ConfigError(f"--set {path}: {word!r} holds a value, not keys")
+            raise ConfigError(f"--set {'.'.join(words)}: {word!r} holds a value, not keys")
         target = nested
     target[words[-1]] = value
+
+
+def _assign(document: dict[str, Any], setting: str) -> None:
+    """Apply one ``--set a.b=c``; the first word may be a detector row, else it is a key of the suite."""
+    words, value = assignment(setting)
+    if len(words) > 1 and words[0] in document.get("detectors", {}):
+        words = ["detectors", *words]
+    elif words[0] not in Suite.model_fields:
+        known = [*Suite.model_fields, *document.get("detectors", {})]
+        raise unknown("key", words[0], known, where=f"--set {setting}")
+    put(document, words, value)
 
 
 def _explain(error: ValidationError, where: object) -> NoReturn:

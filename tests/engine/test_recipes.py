@@ -81,7 +81,7 @@ def test_images_of_the_recipes_generators_are_never_tested(run) -> None:
     ran = run()
     table = ran.plan.manifest
     (work,) = ran.plan.recipes.values()
-    used = set(table["sha256"].iloc[[i for rows in work.rows.values() for i in rows]])
+    used = set(table["sha256"].iloc[[i for rows in work.source.rows.values() for i in rows]])
     assert used
     assert not used & set(ran.plan.cells["sha256"])
     assert set(table["split"].iloc[work.rows["train"]]) == {"train"}

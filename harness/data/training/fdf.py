@@ -15,6 +15,7 @@ Source: both READMEs of the authors; AIGFD_BLO at 5f26ede, training data set (FI
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -141,7 +142,7 @@ def open_fdf(
     return FaceTable(
         found.root, ids, tuple(paths[i] for i in kept), photos, tuple(str(digests[i]) for i in kept),
         split_photos(photos, rule), {tag: values[kept] for tag, values in tags.items()}, levels, boxes, landmarks,
-        stored, tuple(notes), (*problems, *unreadable),
+        stored, _beside(found, ids, stored), tuple(notes), (*problems, *unreadable),
     )  # fmt: skip
 
 
@@ -247,6 +248,19 @@ def _stored(folder: Path | None, ids: Sequence[str], notes: list[str]) -> dict[i
     counts = ", ".join(f"_{n}: {sum(map(bool, files)):,}" for n, files in sorted(found.items()))
     notes.append(f"stored manipulated faces: {counts or 'none'}")
     return dict(sorted(found.items()))
+
+
+def _beside(found: FdfFolder, ids: Sequence[str], stored: Mapping[int, Sequence[str]]) -> str:
+    """sha256 of the landmarks' bytes and of the stored faces' names and sizes (their bytes would take minutes)."""
+    digest = hashlib.sha256()
+    for number, files in stored.items():
+        for name in filter(None, files):
+            digest.update(f"{number} {name} {(found.root / name).stat().st_size}\n".encode())
+    for name in ids:
+        path = None if found.landmarks is None else found.landmarks / f"{name}.npy"
+        if path is not None and path.is_file():
+            digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _landmarks(folder: Path | None, ids: Sequence[str], notes: list[str]) -> Landmarks:

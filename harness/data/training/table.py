@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ class FaceTable:
         boxes: float32 [N, 4] as fractions, NaN = none.
         landmarks: row -> [68, 2] float32 in coordinates of a 224 x 224 picture, or None.
         stored: number of a manipulation -> its file a row ("" = none); files relative to the root.
+        beside: digest of what ``landmarks`` and ``stored`` read.
         notes: what was counted on the way in, a line each.
         problems: what is wrong with single files.
     """
@@ -63,6 +64,7 @@ class FaceTable:
     boxes: NDArray[np.float32] | None = None
     landmarks: Landmarks = no_landmarks
     stored: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    beside: str = ""
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -72,6 +74,25 @@ class FaceTable:
     def rows(self, split: str) -> NDArray[np.intp]:
         """Rows of a split, in the table's order."""
         return np.flatnonzero(self.splits == split)
+
+    def head(self, split: str, count: int) -> FaceTable:
+        """The table with only the first ``count`` faces of a split (the rest are in no split)."""
+        splits = self.splits.copy()
+        splits[self.rows(split)[count:]] = ""
+        return replace(self, splits=splits)
+
+    def identity(self, split: str) -> str:
+        """sha256 of what training sees of a split: images, tags, boxes, landmarks, names and sizes of stored faces."""
+        rows = self.rows(split)
+        found = hashlib.sha256(f"faces {self.tag_levels} {len(rows)}".encode())
+        for row in rows:
+            stored = "".join(f"\0{n}:{files[row]}" for n, files in self.stored.items())
+            found.update(f"\n{self.digests[row]}{stored}".encode())
+        for tag, values in sorted(self.tags.items()):
+            found.update(tag.encode() + values[rows].astype("<i2").tobytes())
+        if self.boxes is not None:
+            found.update(self.boxes[rows].astype("<f4").tobytes())
+        return hashlib.sha256(found.digest() + self.beside.encode()).hexdigest()
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """uint8 RGB [H, W, 3] of a face.

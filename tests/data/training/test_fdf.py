@@ -14,7 +14,7 @@ from harness.data.exif.labels import TAGS, TagLabels
 from harness.data.exif.vocabulary import load_vocabulary
 from harness.data.splits import SplitRule
 from harness.data.training.fdf import find_fdf, labels_from_exif, open_fdf
-from tests.data.training.conftest import LABELS, noise
+from tests.data.training.conftest import LABELS, noise, save
 
 ROOT = Path(__file__).resolve().parents[3]
 HALVES = SplitRule(outer=0.2, select=0.2, report=0.2)
@@ -153,3 +153,36 @@ def test_what_is_not_there_is_named(tmp_path: Path, fdf_root: Path) -> None:
     (fdf_root / LABELS).write_text(json.dumps({"1": {"path": "a/100.png"}}))
     with pytest.raises(DataError, match="dictionary of strings"):
         open_fdf(fdf_root)
+
+
+def test_identity_follows_all_that_training_sees(fdf_root: Path) -> None:
+    def identity() -> str:
+        return open_fdf(fdf_root).identity("train")
+
+    seen = [identity()]
+    assert identity() == seen[0]
+    train = [int(i) for i, s in zip(open_fdf(fdf_root).ids, open_fdf(fdf_root).splits, strict=True) if s == "train"]
+    face = next(i for i in train if i not in (103, 104, 105))
+    points = np.zeros((1, 68, 2), np.float32)
+    np.save(fdf_root / f"FDF/data/fdf/landmarks/{face}.npy", points)
+    seen.append(identity())
+    save(fdf_root / f"FDF/data/face_dataaug_neg/{face}_4.png", noise(1))
+    seen.append(identity())
+    save(fdf_root / f"FDF/data/fdf/images/128/{face}.png", noise(2))
+    seen.append(identity())
+    path = fdf_root / "FDF/data/fdf/fdf_metainfo.json"
+    path.write_text(json.dumps({str(face): {"bounding_box": [0, 0, 1, 1]}}))
+    seen.append(identity())
+    items = json.loads((fdf_root / LABELS).read_text())
+    items[str(face)]["EXIF_ordinal"]["ISO"] = 1 + (items[str(face)]["EXIF_ordinal"]["ISO"] % 3)
+    (fdf_root / LABELS).write_text(json.dumps(items))
+    seen.append(identity())
+    assert len(set(seen)) == 6
+
+
+def test_the_head_of_a_split_is_its_first_faces(fdf_root: Path) -> None:
+    table = open_fdf(fdf_root, rule=HALVES)
+    short = table.head("train", 1)
+    assert short.rows("train").tolist() == table.rows("train")[:1].tolist()
+    assert short.rows("report").tolist() == table.rows("report").tolist()
+    assert short.images(lambda p: p, ("train",)).count("train") == 1  # type: ignore[arg-type, return-value]

@@ -1,0 +1,156 @@
+"""Which images a recipe trains on, and what identifies them: a suite's photographs, or the released training layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from harness.api.errors import DataError
+from harness.api.training import Recipe, TrainingImages
+from harness.data.training.sidecars import Annotations, read_annotations
+from harness.data.training.table import FaceTable
+from harness.engine.keys import set_digest
+from harness.engine.suite import suites_folder
+from harness.results.digests import digests_array
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+SPLITS = ("train", "outer", "select")
+Preprocess = Callable[[np.ndarray], "Tensor"]
+ReadRow = Callable[[int], np.ndarray]
+
+
+class TrainingSource(Protocol):
+    """Images for one recipe: what they are, and how they are read."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is known of them, a line each."""
+
+    def identity(self) -> list[str]:
+        """Digests of images and annotations, for the recipe's key."""
+
+    def images(self, preprocess: Preprocess, read: ReadRow) -> TrainingImages:
+        """What a step is given; ``read(row)`` gives the pixels of a manifest row, with the run's edits applied."""
+
+
+@dataclass(frozen=True)
+class SuiteFaces:
+    """Rows of a suite's manifest by split, with what the dataset's folder says of them."""
+
+    manifest: pd.DataFrame
+    rows: Mapping[str, np.ndarray]
+    annotations: Mapping[str, Annotations]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """As ``TrainingSource``."""
+        return self.annotations["train"].notes
+
+    def _names(self, split: str) -> list[str]:
+        return [str(g) for g in self.manifest["generator"].to_numpy()[self.rows[split]]]
+
+    def identity(self) -> list[str]:
+        """As ``TrainingSource``."""
+        digests, labels = digests_array(self.manifest["sha256"]), self.manifest["label"].to_numpy()
+        sets = [set_digest(digests[r], labels[r], self._names(split)) for split, r in self.rows.items()]
+        return sets + [known.digest() for known in self.annotations.values()]
+
+    def images(self, preprocess: Preprocess, read: ReadRow) -> TrainingImages:
+        """As ``TrainingSource``."""
+        labels, digests = self.manifest["label"].to_numpy(), self.manifest["sha256"].to_numpy()
+        return TrainingImages(
+            read=lambda split, i: read(int(self.rows[split][i])),
+            labels={s: labels[r].astype(np.int8) for s, r in self.rows.items()},
+            generators={s: self._names(s) for s in self.rows},
+            digests={s: [str(d) for d in digests[r]] for s, r in self.rows.items()},
+            preprocess=preprocess,
+            tags={s: known.tags for s, known in self.annotations.items()},
+            tag_levels=max(known.tag_levels for known in self.annotations.values()),
+            landmarks=lambda split, i: self.annotations[split].landmarks(i),
+        )
+
+
+@dataclass(frozen=True)
+class ReleasedFaces:
+    """The released training layout; the run's edits do not touch it."""
+
+    table: FaceTable
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """As ``TrainingSource``."""
+        return (*self.table.notes, *(problem.said() for problem in self.table.problems))
+
+    def identity(self) -> list[str]:
+        """As ``TrainingSource``."""
+        return [self.table.identity(split) for split in SPLITS]
+
+    def images(self, preprocess: Preprocess, read: ReadRow) -> TrainingImages:
+        """As ``TrainingSource``."""
+        return self.table.images(preprocess, SPLITS)
+
+
+def _rows(manifest: pd.DataFrame, dataset: str, recipe: Recipe, split: str, count: int) -> np.ndarray:
+    label, name = manifest["label"], manifest["generator"]
+    here = manifest["split"] == split
+    rows = np.flatnonzero((here & (label == 0) & (manifest["dataset"] == dataset)).to_numpy())
+    rows = rows[np.argsort(manifest["order"].to_numpy()[rows], kind="stable")][:count]
+    if split == "train" and recipe.max_images is not None:
+        rows = rows[: recipe.max_images]
+    made = np.flatnonzero((here & (label == 1) & name.isin(list(recipe.generators))).to_numpy())
+    return np.concatenate([rows, made[np.argsort(manifest["sha256"].to_numpy()[made])]])
+
+
+def _annotations(
+    root: Path, manifest: pd.DataFrame, dataset: str, rows: Mapping[str, np.ndarray], edits: Mapping[str, Any]
+) -> dict[str, Annotations]:
+    """What the dataset's folder says of the photographs of each split; landmarks only of images as they are stored."""
+    everything = np.unique(np.concatenate([*rows.values()]))
+    table = manifest.iloc[everything]
+    sizes = list(zip(table["width"].tolist(), table["height"].tolist(), strict=True))
+    known = read_annotations(root / dataset, table["path"].tolist(), sizes)
+    if edits.get("rotate") and known.points is not None:
+        notes = (*known.notes, "landmarks are not used: they refer to images before rotation")
+        known = replace(known, points=None, notes=notes)
+    return {split: known.take(np.searchsorted(everything, part)) for split, part in rows.items()}
+
+
+def suite_faces(
+    recipe: Recipe, manifest: pd.DataFrame, root: Path, dataset: str, count: int, edits: Mapping[str, Any]
+) -> SuiteFaces:
+    """A recipe's images among those of a suite: at most ``count`` photographs of a split, in the list's order, and the
+    recipe's generators.
+
+    Raises:
+        DataError: no photograph to train on, or annotations that cannot be read.
+    """
+    rows = {split: _rows(manifest, dataset, recipe, split, count) for split in SPLITS}
+    if len(rows["train"]) == 0:
+        raise DataError(f"recipe {recipe.recipe!r}: dataset {dataset!r} has no `train` photographs to train on")
+    return SuiteFaces(manifest, rows, _annotations(root, manifest, dataset, rows, edits))
+
+
+def released_faces(recipe: Recipe, root: Path, progress: Callable[[int, int], None] | None = None) -> ReleasedFaces:
+    """A recipe's images in the released training layout at or below ``root``.
+
+    Raises:
+        DataError: it is not there, or nothing in it can be used.
+    """
+    from harness.data.exif.vocabulary import load_vocabulary
+    from harness.data.training.fdf import labels_from_exif, open_fdf
+
+    vocabulary = load_vocabulary(suites_folder() / "exif" / f"{recipe.data.vocabulary}.yaml")
+    levels = int(recipe.settings.get("levels", 3))
+    table = open_fdf(root, old_labels=labels_from_exif(vocabulary, levels), progress=progress)
+    if recipe.max_images is not None:
+        table = table.head("train", recipe.max_images)
+    if len(table.rows("train")) == 0:
+        raise DataError(f"recipe {recipe.recipe!r}: no face in `train`", root, "give more faces")
+    return ReleasedFaces(table)

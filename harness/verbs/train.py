@@ -1,0 +1,199 @@
+"""``train``: one recipe, from its data to a weights file in the store, resumable."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.api.errors import ConfigError, DataError
+from harness.api.events import Event, Listener
+from harness.results.files import require_writable, write_atomic
+from harness.verbs.progress import Progress, clock
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from harness.api.training import Recipe
+    from harness.engine.images import Reader
+    from harness.engine.training_data import ReadRow, TrainingSource
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the user asked for; the command line's options, one to one."""
+
+    recipe: str
+    data_root: Path | None = None
+    profile: str | None = None
+    out: Path | None = None
+    settings: tuple[str, ...] = ()
+    every: int = 500
+    threads: int | None = None
+    workers: int | None = None
+    device: str = "auto"
+    allow_outside: bool = False
+    store: Path = Path(".blades-store")
+
+
+@dataclass(frozen=True)
+class TrainDone:
+    """What a training gave: the recipe's key, the weights file and its sha256, metrics on `select`, steps."""
+
+    recipe: str
+    key: str
+    path: Path
+    sha256: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 0
+    trained: bool = True
+
+    def document(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "recipe": self.recipe, "key": self.key, "checkpoint": str(self.path), "sha256": self.sha256,
+            "metrics": dict(self.metrics), "steps": self.steps, "trained": self.trained,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"checkpoint: {self.path}", f"sha256:     {self.sha256}"]
+        lines += [f"select:     {name} {value:.4g}" for name, value in self.metrics.items()]
+        if not self.trained:
+            lines.append("the store had it: nothing was trained")
+        lines.append(f"use it:     `weights: recipe:{self.recipe}` in a suite on the same data, or the file anywhere")
+        return "\n".join(lines)
+
+
+def _recipe(name: str, settings: Sequence[str]) -> Recipe:
+    """The recipe with ``--set`` keys changed."""
+    from harness.engine.rows import load_recipe, validated_recipe
+    from harness.engine.suite import assignment, put
+
+    document = load_recipe(name).model_dump(mode="json")
+    for setting in settings:
+        put(document, *assignment(setting))
+    return validated_recipe(document, name)
+
+
+def _root(request: TrainRequest, say: Listener) -> Path:
+    from harness.verbs.run import demo_root
+
+    if request.data_root is not None:
+        if request.profile == "demo":
+            raise ConfigError("--profile demo is the embedded corpus; it has no --data-root", fix="give one of them")
+        if not request.data_root.is_dir():
+            raise DataError("the data root is not there", where=request.data_root, fix="check --data-root")
+        return request.data_root
+    if request.profile not in (None, "demo", "full"):
+        raise ConfigError(f"unknown profile {request.profile!r}", fix="use demo or full")
+    if request.profile == "demo":
+        return demo_root(request.store, say)
+    if not Path("data").is_dir():
+        raise DataError("there is no ./data", Path.cwd(), "name the images with --data-root, or --profile demo")
+    return Path("data")
+
+
+def _source(recipe: Recipe, root: Path, request: TrainRequest, say: Listener) -> tuple[TrainingSource, Reader | None]:
+    """The recipe's images, and what reads manifest rows (None where there is no manifest)."""
+    from harness.data.edits import InputEdits
+    from harness.data.layouts import CELEBA, DataSpec
+    from harness.data.manifest import build_manifest
+    from harness.data.problems import require
+    from harness.engine.images import Reader
+    from harness.engine.training_data import released_faces, suite_faces
+
+    if recipe.data.layout == "released":
+        return released_faces(recipe, root, _hashing(say)), None
+    spec = DataSpec(photographs=(CELEBA,), generators=recipe.generators or ())
+    result = build_manifest(
+        root, spec, seen=recipe.generators, allow_outside=request.allow_outside, workers=request.workers,
+        seed=spec.splits.seed,
+    )  # fmt: skip
+    require((p for p in result.problems if recipe.generators or p.kind != "no-generators"), root)
+    manifest = result.table
+    reader = Reader(root, list(manifest["path"]), list(manifest["sha256"]), InputEdits())
+    return suite_faces(recipe, manifest, root, CELEBA.dataset, COUNT, {}), reader
+
+
+COUNT = 25_000
+"""Photographs of a split that are trained on at most: a suite's default ``fit.count``, so that keys agree."""
+
+
+def _hashing(say: Listener) -> Any:
+    def show(done: int, total: int) -> None:
+        say(Event("progress", {"stage": "reading faces", "done": done, "total": total, "unit": "images"}))
+
+    return show
+
+
+def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDone:
+    """Train a recipe as the command line does (see ``harness train --help``).
+
+    Raises:
+        HarnessError: bad input, or a loss that is not finite.
+        KeyboardInterrupt: asked to stop; run again to go on.
+    """
+    from harness.engine.execute import with_device
+    from harness.engine.inline import pin_numerics
+    from harness.engine.recipes import recipe_work, train_recipe, trained_weights
+    from harness.results.store import Store
+
+    began, say = time.monotonic(), emit or Progress()
+    recipe = _recipe(request.recipe, request.settings)
+    store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})))
+    root = _root(request, say)
+    if request.out is not None:
+        require_writable(request.out)
+    source, reader = _source(recipe, root, request, say)
+    threads = request.threads or len(os.sched_getaffinity(0))
+    work = recipe_work(recipe, source, {}, threads, with_device(request.device))
+    stored = trained_weights(work, store) is not None
+    pin_numerics(threads)
+    made = train_recipe(work, store, _pixels(reader), say, threads, request.every)
+    entry = store.entry("recipes", work.key) or {}
+    assert made.path is not None
+    path = made.path if request.out is None else _copied(made.path, request.out)
+    say(Event("note", {"text": f"recipe {recipe.recipe}: done ({clock(time.monotonic() - began)})"}))
+    steps = len(entry.get("history", ()))
+    return TrainDone(recipe.recipe, work.key, path, entry["sha256"], entry.get("metrics", {}), steps, not stored)
+
+
+def _pixels(reader: Reader | None) -> ReadRow:
+    def nothing(row: int) -> np.ndarray:
+        raise AssertionError("images of the released layout are read by their table")
+
+    return nothing if reader is None else reader.pixels
+
+
+def _copied(made: Path, out: Path) -> Path:
+    """The weights file where the user wants it; into a folder under the file's own name."""
+    final = out / made.name if out.is_dir() or out.suffix != ".safetensors" else out
+    write_atomic(final, made.read_bytes())
+    return final
+
+
+def train(recipe: str | Path, **options: Any) -> TrainDone:
+    """Train a recipe from Python: the same options as `TrainRequest`.
+
+    Raises:
+        ConfigError: an option that does not exist.
+        HarnessError: as `train_one`.
+    """
+    from dataclasses import fields
+
+    from harness.api.registry import unknown
+
+    known = [f.name for f in fields(TrainRequest)]
+    for name in options:
+        if name not in known:
+            raise unknown("option of train:", name, known)
+    for name in ("data_root", "out", "store"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    if options.get("settings") is not None:
+        options["settings"] = tuple(options["settings"])
+    return train_one(TrainRequest(recipe=str(recipe), **options))
