@@ -130,7 +130,8 @@ class _QuickBatchNorm(Function):
             tangent = torch.ops.aten.native_batch_norm_backward(
                 x_tangent, x, weight, None, None, mean, scale, True, ctx.eps, [True, False, False]
             )[0]
-        if weight_tangent is not None:
-            affine = torch.native_batch_norm(x, weight_tangent, bias_tangent, None, None, True, 0.0, ctx.eps)[0]
+        if weight_tangent is not None or bias_tangent is not None:
+            slope = torch.zeros_like(weight) if weight_tangent is None else weight_tangent
+            affine = torch.native_batch_norm(x, slope, bias_tangent, None, None, True, 0.0, ctx.eps)[0]
             tangent = affine if tangent is None else tangent.add_(affine)
         return tangent, None, None
