@@ -35,10 +35,12 @@ class CnndOptions(DetectorOptions):
         crop: `center` cuts the middle out (the paper's numbers); `none` keeps the image whole at its own size (the
             authors' later advice, with higher accuracy).
         crop_size: side of that middle; smaller images get a black border.
+        network: `resnet50`, the official one, or `small`, for trainings on a CPU.
     """
 
     crop: Literal["center", "none"] = "center"
     crop_size: int = Field(default=224, ge=32, le=2048)
+    network: Literal["resnet50", "small"] = "resnet50"
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,9 @@ class Cnnd(Detector):
         return CnndPreprocess(self.options.crop_size if self.options.crop == "center" else None)
 
     def extractor(self) -> Extractor:
-        """The ResNet-50's logit; one image at a time where they keep their own sizes."""
-        return ResNetLogit() if self.options.crop == "center" else NativeResNetLogit()
+        """The network's logit; one image at a time where they keep their own sizes."""
+        kind = ResNetLogit if self.options.crop == "center" else NativeResNetLogit
+        return kind(self.options.network)
 
     def head(self) -> Head:
         """The logit's sigmoid."""

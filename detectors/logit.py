@@ -55,11 +55,25 @@ class SigmoidHead(Head):
         return FittedSigmoid()
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    "resnet50": {},
+    "small": {"stem": 16, "hidden_sizes": (64, 128, 256, 512), "depths": (2, 2, 2, 2)},
+}
+"""Networks by name: the official one, and one of a sixteenth of its work for trainings on a CPU."""
+
+
 @dataclass(frozen=True)
 class ResNetLogit(Extractor):
-    """The logit of a ResNet-50 with one output, from a file under torchvision's names; images of one size."""
+    """The logit of a ResNet with one output, from a file under torchvision's names; images of one size.
+
+    Attributes:
+        network: a name of `SIZES`.
+    """
+
+    network: str = "resnet50"
 
     slots: ClassVar[tuple[str, ...]] = ("weights",)
+    trained_by: ClassVar[Mapping[str, str]] = {"supervised": "detectors.logit_training:ResNetLogitStep"}
 
     @property
     def dim(self) -> int:
@@ -68,21 +82,21 @@ class ResNetLogit(Extractor):
 
     @property
     def num_parameters(self) -> int:
-        """Of a ResNet-50 with one output."""
-        return resnet_parameters(1)
+        """Of the network with one output."""
+        return resnet_parameters(1, **SIZES[self.network])
 
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen network as a function `[B, 3, H, W]` → `[B, 1]` float32.
 
         Raises:
-            WeightsError: the file is absent, unsafe, or does not fit a ResNet-50 with one output.
+            WeightsError: the file is absent, unsafe, or does not fit the network with one output.
         """
         from detectors.networks.resnet import ResNet, frozen
 
-        source = weights["weights"]
+        source, sizes = weights["weights"], SIZES[self.network]
         if source.kind == "random":
-            return frozen(ResNet.seeded(1, source.seed), device)
-        return frozen(ResNet.from_torchvision(source.tensors(), 1, source.path or source.label), device)
+            return frozen(ResNet.seeded(1, source.seed, **sizes), device)
+        return frozen(ResNet.from_torchvision(source.tensors(), 1, source.path or source.label, **sizes), device)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The stride of a block is on its 3×3 convolution ("v1.5"), as in torchvision and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +75,10 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(hidden_sizes[-1], num_outputs)
 
     @classmethod
-    def seeded(cls, num_outputs: int, seed: int, *, num_channels: int = 3) -> Self:
-        """A ResNet-50 with stated random weights (`states.fill_random`), in training mode."""
+    def seeded(cls, num_outputs: int, seed: int, **sizes: Any) -> Self:
+        """A network of these sizes with stated random weights (`states.fill_random`), in training mode."""
         with torch.device("meta"):
-            network = cls(num_outputs, num_channels=num_channels)
+            network = cls(num_outputs, **sizes)
         fill_random(network, seed)
         return network
 
@@ -91,9 +91,9 @@ class ResNet(nn.Module):
         *,
         prefix: str = "",
         ignore: Iterable[str] = (),
-        num_channels: int = 3,
+        **sizes: Any,
     ) -> Self:
-        """A ResNet-50 filled from torchvision's names, strictly; float32, in training mode.
+        """A network of these sizes (ResNet-50) filled from torchvision's names, strictly; float32, in training mode.
 
         Args:
             prefix: what stands before those names in the file.
@@ -104,7 +104,7 @@ class ResNet(nn.Module):
             WeightsError: naming tensors that are missing, spare, misshaped or not finite.
         """
         with torch.device("meta"):
-            network = cls(num_outputs, num_channels=num_channels)
+            network = cls(num_outputs, **sizes)
         load_named(network, torchvision_names(network), tensors, prefix=prefix, where=where, ignore=ignore)
         return network
 

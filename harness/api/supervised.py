@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.api.augment import Augmentation
 from harness.api.errors import DataError
-from harness.api.training import TrainingImages, TrainStep, epoch_order
+from harness.api.training import TrainingImages, TrainStep, epoch_order, stream
 
 
 class SupervisedBatch(NamedTuple):
@@ -34,6 +35,8 @@ class SupervisedStep(TrainStep):
         module: the network, ``[B, ...]`` to logits, as it is to start from (a copy of its state is kept).
         images: `train` with both labels; `select` for ``evaluate``.
         preprocess: pixels ``[H, W, 3] uint8`` to a float32 tensor, of one size for all; the images' own by default.
+        augment: what is done to the pixels of `train` images first, anew each epoch (``harness.api.augment``).
+        train_preprocess: in place of ``preprocess`` after ``augment`` (an augmentation has cropped already).
         loss: outputs and labels ``[B] int64`` to a scalar; binary cross-entropy on one logit by default.
         rename: the module's tensors to those of the weights file; the same names by default.
 
@@ -47,6 +50,8 @@ class SupervisedStep(TrainStep):
         images: TrainingImages,
         *,
         preprocess: Callable[[np.ndarray], Tensor] | None = None,
+        augment: Augmentation | None = None,
+        train_preprocess: Callable[[np.ndarray], Tensor] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = binary_loss,
         rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> None:
@@ -58,6 +63,7 @@ class SupervisedStep(TrainStep):
             )
         self.module, self.images = module, images
         self.preprocess = preprocess or images.preprocess
+        self.augment, self.train_preprocess = augment, train_preprocess or self.preprocess
         self.loss, self.rename = loss, rename
         self.device = "cpu"
         self._initial = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
@@ -79,16 +85,23 @@ class SupervisedStep(TrainStep):
     def batch(self, epoch: int, index: int, batch_size: int, seed: int) -> SupervisedBatch:
         """Images ``index * batch_size`` onwards of the epoch's order."""
         order = epoch_order(self.images.count("train"), seed, epoch)
-        return self._load("train", order[index * batch_size : (index + 1) * batch_size])
+        rows = order[index * batch_size : (index + 1) * batch_size]
+        return self._load("train", rows, [self._augmented(int(i), seed, epoch) for i in rows])
 
-    def _load(self, split: str, rows: Sequence[int] | np.ndarray) -> SupervisedBatch:
+    def _augmented(self, row: int, seed: int, epoch: int) -> Tensor:
+        """A training input: a function of (seed, epoch, image)."""
+        pixels = self.images.read("train", row)
+        if self.augment is not None:
+            pixels = self.augment(pixels, stream(seed, "augment", epoch, self.images.digests["train"][row]))
+        return self.train_preprocess(pixels)
+
+    def _load(self, split: str, rows: Sequence[int] | np.ndarray, inputs: Sequence[Tensor]) -> SupervisedBatch:
         names = tuple(self.images.digests[split][int(i)] for i in rows)
-        inputs = [self.preprocess(self.images.read(split, int(i))) for i in rows]
         odd = [n for n, x in zip(names, inputs, strict=True) if x.shape != inputs[0].shape]
         if odd:
             raise DataError("images of a training batch differ in size after preprocessing", where=odd[0])
         labels = np.asarray(self.images.labels[split])[np.asarray(rows, dtype=np.int64)]
-        return SupervisedBatch(torch.stack(inputs), torch.from_numpy(labels.astype(np.int64)), names)
+        return SupervisedBatch(torch.stack(list(inputs)), torch.from_numpy(labels.astype(np.int64)), names)
 
     def names(self, batch: SupervisedBatch) -> Sequence[str]:
         """Digests of the batch's images."""
@@ -108,7 +121,8 @@ class SupervisedStep(TrainStep):
         outputs, labels = [], []
         with torch.inference_mode():
             for first in range(0, count, batch_size):
-                batch = self._load("select", range(first, min(first + batch_size, count)))
+                rows = range(first, min(first + batch_size, count))
+                batch = self._load("select", rows, [self.preprocess(self.images.read("select", i)) for i in rows])
                 outputs.append(self.module(batch.inputs.to(self.device)).cpu())
                 labels.append(batch.labels)
         scores, truth = torch.cat(outputs), torch.cat(labels)
