@@ -49,6 +49,9 @@ def index(root: Path, name: str, settings: list[str], out: Path, *, allow_outsid
 def demo(out: Path) -> Path:
     """The demo corpus' data root."""
     from harness.data.demo import build_demo
+    from harness.data.demo.labels import write_demo_labels
+    from harness.data.exif.vocabulary import load_vocabulary
+    from harness.verbs.data_exif import shipped_vocabulary
     from harness.verbs.progress import Progress
 
     progress = Progress()
@@ -58,4 +61,6 @@ def demo(out: Path) -> Path:
 
         progress(Event("progress", {"stage": "demo corpus", "done": done, "total": total, "unit": "images"}))
 
-    return build_demo(out, workers=min(2, len(os.sched_getaffinity(0))), progress=show)
+    root = build_demo(out, workers=min(2, len(os.sched_getaffinity(0))), progress=show)
+    write_demo_labels(root, load_vocabulary(shipped_vocabulary()))
+    return root

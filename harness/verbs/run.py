@@ -101,13 +101,18 @@ def _settle_profile(request: RunRequest, say: Listener) -> tuple[str, Path | Non
 def demo_root(store: Path, emit: Listener) -> Path:
     """The demo corpus, made once beside the store and used again."""
     from harness.data.demo import build_demo
+    from harness.data.demo.labels import write_demo_labels
+    from harness.data.exif.vocabulary import load_vocabulary
+    from harness.verbs.data_exif import shipped_vocabulary
 
     def progress(done: int, total: int) -> None:
         emit(Event("progress", {"stage": "demo corpus", "done": done, "total": total, "unit": "images"}))
 
     emit(Event("note", {"text": "demo corpus: rendered photographs and images of small neural generators"}))
     workers = min(2, len(os.sched_getaffinity(0)))
-    return build_demo(store / "demo-corpus", workers=workers, progress=progress)
+    root = build_demo(store / "demo-corpus", workers=workers, progress=progress)
+    write_demo_labels(root, load_vocabulary(shipped_vocabulary()))
+    return root
 
 
 def _edits(request: RunRequest) -> InputEdits:
