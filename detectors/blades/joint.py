@@ -7,6 +7,7 @@ The step that `harness.api.trainer` drives when a recipe says `step: joint`. Imp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from detectors.blades.config import EncoderConfig
 from detectors.blades.encoder import JointEncoder
 from detectors.blades.losses import task_losses
+from detectors.blades.pretext import ask, measures, task_metrics
 from detectors.blades.prompts import compact_vocabulary, prompt_tokens
 from detectors.blades.tasks import REGIONS, TASK_NAMES, Kind, TaskTable, task_table
 from harness.api.contract import PHOTOGRAPHIC
@@ -26,7 +28,6 @@ from harness.api.training import TrainingImages, TrainStep, epoch_order
 from harness.data.manipulate.face import MANIPULATIONS
 from harness.data.training.dataset import FaceBatch, FaceDataset, FaceSettings
 
-EVALUATION_SEED = 2024
 TURN = 1_000_003  # apart epochs of the orders in which a small split is gone through again within an epoch
 
 
@@ -244,36 +245,33 @@ class BladesJointStep(TrainStep):
         """λ of each task, fixed."""
         return {name: self.settings.weights.get(name, 1.0) for name in self.table.names}
 
-    def evaluate(self, batch_size: int = 32) -> dict[str, float]:
-        """Coarse-face accuracy on `select`: empty without photographs there, or without the coarse task.
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on `select` photographs, each beside one manipulation, always the same; empty without them.
 
         `coarse_accuracy` is the mean of `coarse_accuracy_photographic` (photographs as trained on) and
-        `coarse_accuracy_manipulated` (one manipulation of each, always the same); `coarse_accuracy_untouched` is the
-        share of photographs called photographic as they are, without resampling: what a detector is given.
+        `coarse_accuracy_manipulated`; `coarse_accuracy_untouched` is the share of photographs called photographic as
+        they are, without resampling: what a detector is given. `fine_accuracy`; of a tag whose labels are there
+        `<tag>_concordance` (ordinal) or `<tag>_balanced_accuracy` (`detectors.blades.pretext`).
         """
         rows = self._rows["select"]
-        if len(rows) == 0 or "face_coarse" not in self.table.names:
+        if len(rows) == 0:
             return {}
-        self.encoder.eval()
-        called: dict[str, list[Tensor]] = {"photographic": [], "manipulated": [], "untouched": []}
-        with torch.inference_mode():
-            text = self.encoder.text_features(self.tokens)[self.table["face_coarse"].slice]
-            for first in range(0, len(rows), batch_size):
-                part = rows[first : first + batch_size]
-                both, manipulated = np.tile(part, 2), np.repeat([False, True], len(part))
-                batch = self.faces.batch("select", both, manipulated, EVALUATION_SEED, 0).inputs
-                raw = self.images.inputs([self.images.read("select", int(i)) for i in part])
-                logits = self.encoder.logits(self.encoder.features(torch.cat([batch, raw]).to(self.device)), text)
-                for kind, answers in zip(called, (logits[:, 1] > logits[:, 0]).chunk(3), strict=True):
-                    called[kind].append(answers.cpu())
-        share = {kind: torch.cat(answers).double().mean().item() for kind, answers in called.items()}
-        kept, found = 1 - share["photographic"], share["manipulated"]
+        answers = ask(self.encoder, self.tokens, self.table, self.faces, "select", rows.tolist(), self.device)
+        weights, short = np.ones(len(rows), np.int64), {"face_coarse": "coarse", "face_fine": "fine"}
         return {
-            "coarse_accuracy": (kept + found) / 2,
-            "coarse_accuracy_photographic": kept,
-            "coarse_accuracy_manipulated": found,
-            "coarse_accuracy_untouched": 1 - share["untouched"],
+            f"{short.get(task, task)}_{metric}": function(weights)
+            for (task, metric), (function, _, _) in measures(answers, self.table).items()
         }
+
+    def report(self, tensors: Mapping[str, Tensor], images: TrainingImages, split: str) -> list[dict[str, Any]]:
+        """Task metrics with intervals of an exported encoder on photographs that training never saw."""
+        encoder = JointEncoder.from_authors(tensors, self.config, "export").to(self.device)
+        faces = FaceDataset(images, replace(self.faces.settings, augment=False), self.settings.workers)
+        rows = np.flatnonzero(np.asarray(images.labels[split]) == PHOTOGRAPHIC).tolist()
+        if not rows:
+            return []
+        answers = ask(encoder, self.tokens, self.table, faces, split, rows, self.device)
+        return [asdict(metric) for metric in task_metrics(answers, self.table)]
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the encoder, under our names."""

@@ -180,6 +180,12 @@ class TrainStep(ABC):
         """Metrics on the `select` images, in evaluation mode; empty where there are none."""
         return {}
 
+    def report(self, tensors: Mapping[str, Tensor], images: TrainingImages, split: str) -> list[dict[str, Any]]:
+        """Metrics of an exported network on images that training never saw, one mapping a number: ``task``,
+        ``metric``, ``value``, ``low``, ``high`` (95 %), ``chance``, ``images``. Asked for once, after training; empty
+        where a step has none."""
+        return []
+
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Tensors of the running model (parameters and buffers) under the module's own names."""

@@ -1,0 +1,186 @@
+"""How well the pretext tasks are solved on photographs that training never saw, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detectors.blades.encoder import JointEncoder
+from detectors.blades.losses import expected_levels
+from detectors.blades.tasks import Kind, Task, TaskTable
+from harness.api.training import stream
+from harness.data.manipulate.face import MANIPULATIONS
+from harness.data.training.dataset import FaceDataset
+
+SEED = 2024
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an encoder says of N photographs and of one manipulation of each.
+
+    Attributes:
+        photographic, manipulated, untouched: [N] bool, called manipulated: the photograph as trained on, its
+            manipulation, and the photograph without the resampling that training may put it through.
+        regions: [N, R] float32, logit of each region on the manipulated face; `true_regions` [N, R] what was done.
+        tags: task -> [N] float32 expected level (from 1), or int64 class, of the photograph.
+        labels: task -> [N] int64, -1 = not known.
+    """
+
+    photographic: NDArray[np.bool_]
+    manipulated: NDArray[np.bool_]
+    untouched: NDArray[np.bool_]
+    regions: NDArray[np.float32]
+    true_regions: NDArray[np.bool_]
+    tags: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """One number: mean over `images` photographs, 95 % interval of a bootstrap over photographs, and chance."""
+
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    chance: float
+    images: int
+
+
+def ask(
+    encoder: JointEncoder, tokens: Tensor, table: TaskTable, faces: FaceDataset, split: str, rows: Sequence[int],
+    device: str = "cpu", batch_size: int = 32,
+) -> Answers:  # fmt: skip
+    """An encoder's answers on some rows of a split, in evaluation mode; each face gets one manipulation, always the
+    same (seed 2024, epoch 0)."""
+    encoder.eval()
+    parts: list[tuple[Tensor, ...]] = []
+    labels: dict[str, list[NDArray[np.int64]]] = {}
+    with torch.inference_mode():
+        text = encoder.text_features(tokens.to(device))
+        for first in range(0, len(rows), batch_size):
+            part = [int(r) for r in rows[first : first + batch_size]]
+            both = [faces.batch(split, part, [made] * len(part), SEED, 0) for made in (False, True)]
+            raw = faces.images.inputs([faces.images.read(split, i) for i in part])
+            inputs = torch.cat([both[0].inputs, both[1].inputs, raw]).to(device)
+            logits = encoder.logits(encoder.features(inputs), text).float().cpu()
+            parts.append((*logits.chunk(3), torch.from_numpy(both[1].numbers)))
+            for tag, values in both[0].tags.items():
+                labels.setdefault(tag, []).append(values)
+    plain, made, untouched, numbers = (torch.cat([p[i] for p in parts]) for i in range(4))
+    known = {tag: np.concatenate(values) for tag, values in labels.items()}
+    return _answers(table, plain, made, untouched, numbers.tolist(), known)
+
+
+def _answers(
+    table: TaskTable, plain: Tensor, made: Tensor, untouched: Tensor, numbers: list[int],
+    known: dict[str, NDArray[np.int64]],
+) -> Answers:  # fmt: skip
+    def called(logits: Tensor) -> NDArray[np.bool_]:
+        if "face_coarse" not in table.names:
+            return np.zeros(len(logits), bool)
+        own = logits[:, table["face_coarse"].slice]
+        return np.asarray((own[:, 1] > own[:, 0]).numpy())
+
+    fine = next((t for t in table if t.kind is Kind.FINE), None)
+    names = fine.classes if fine else ()
+    tags: dict[str, NDArray[np.float64]] = {}
+    for task in table:
+        if task.name in known and task.kind is Kind.ORDINAL:
+            tags[task.name] = expected_levels(plain[:, task.slice]).double().numpy()
+        elif task.name in known and task.kind is Kind.CATEGORICAL:
+            tags[task.name] = plain[:, task.slice].argmax(dim=1).double().numpy()
+    return Answers(
+        called(plain), called(made), called(untouched),
+        made[:, fine.slice].numpy() if fine else np.zeros((len(numbers), 0), np.float32),
+        np.array([[n >= 0 and r in MANIPULATIONS[n].regions for r in names] for n in numbers], bool),
+        tags, {tag: known[tag] for tag in tags},
+    )  # fmt: skip
+
+
+def concordance(expected: NDArray[np.float64], levels: NDArray[np.int64], weights: NDArray[np.int64]) -> float:
+    """Share of pairs of photographs of different levels that are in the right order, ties half; chance is 0.5.
+
+    Args:
+        expected: [N] expected levels. levels: [N] true ones. weights: [N] how often each photograph counts.
+    """
+    right = total = 0.0
+    order = np.argsort(expected, kind="stable")
+    e, y, w = expected[order], levels[order], weights[order].astype(np.float64)
+    for level in np.unique(y)[:-1]:
+        low, high = np.where(y == level, w, 0.0), np.where(y > level, w, 0.0)
+        below = np.concatenate([[0.0], np.cumsum(low)])
+        first, last = np.searchsorted(e, e, "left"), np.searchsorted(e, e, "right")
+        right += float((high * (below[first] + 0.5 * (below[last] - below[first]))).sum())
+        total += low.sum() * high.sum()
+    return right / total if total else float("nan")
+
+
+def balanced_accuracy(called: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.int64]) -> float:
+    """Mean over the classes that are there of the share of their photographs that is called right."""
+    shares = []
+    for label in np.unique(labels):
+        here = np.where(labels == label, weights, 0)
+        if here.sum():
+            shares.append(float((here * (called == label)).sum() / here.sum()))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def measures(answers: Answers, table: TaskTable) -> dict[tuple[str, str], tuple[Callable[..., float], float, int]]:
+    """(task, metric) -> (function of the weights of all photographs, chance, photographs with a label)."""
+    count = len(answers.photographic)
+    out: dict[tuple[str, str], tuple[Callable[..., float], float, int]] = {}
+
+    def share(values: NDArray[Any]) -> Callable[..., float]:
+        return lambda w: float((w * values).sum() / w.sum())
+
+    if "face_coarse" in table.names:
+        kept, found = ~answers.photographic, answers.manipulated
+        out["face_coarse", "accuracy"] = (lambda w: 0.5 * (share(kept)(w) + share(found)(w)), 0.5, count)
+        out["face_coarse", "accuracy_photographic"] = (share(kept), 0.5, count)
+        out["face_coarse", "accuracy_manipulated"] = (share(found), 0.5, count)
+        out["face_coarse", "accuracy_untouched"] = (share(~answers.untouched), 0.5, count)
+    for task in table:
+        if task.name in answers.tags:
+            known = answers.labels[task.name] >= 0
+            if len(np.unique(answers.labels[task.name][known])) > 1:
+                out[task.name, _name(task)] = _tag_measure(answers, task, known)
+        elif task.kind is Kind.FINE and answers.regions.size:
+            right = ((answers.regions > 0) == answers.true_regions).mean(axis=1)
+            often = answers.true_regions.mean(axis=0)
+            chance = float(np.maximum(often, 1 - often).mean())
+            out[task.name, "accuracy"] = (share(right), chance, count)
+    return out
+
+
+def _name(task: Task) -> str:
+    return "concordance" if task.kind is Kind.ORDINAL else "balanced_accuracy"
+
+
+def _tag_measure(answers: Answers, task: Task, known: NDArray[np.bool_]) -> tuple[Callable[..., float], float, int]:
+    said, true = answers.tags[task.name][known], answers.labels[task.name][known]
+    function = concordance if task.kind is Kind.ORDINAL else balanced_accuracy
+    chance = 0.5 if task.kind is Kind.ORDINAL else 1 / len(np.unique(true))
+    return lambda w: function(said, true, w[known]), chance, int(known.sum())
+
+
+def task_metrics(answers: Answers, table: TaskTable, resamples: int = RESAMPLES) -> list[TaskMetric]:
+    """Every measure with its interval: percentiles of `resamples` bootstrap draws of photographs (seed 2024)."""
+    count = len(answers.photographic)
+    draws = stream(SEED, "pretext").multinomial(count, np.full(count, 1 / count), size=resamples)
+    out = []
+    for (task, metric), (function, chance, images) in measures(answers, table).items():
+        values = [function(weights) for weights in draws]
+        low, high = np.nanpercentile(values, [2.5, 97.5])
+        value = function(np.ones(count, np.int64))
+        out.append(TaskMetric(task, metric, value, float(low), float(high), chance, images))
+    return out
