@@ -2,6 +2,7 @@
 #   make demo      the whole pipeline on the embedded corpus, a few minutes on two cores
 #   make test      tests without the slow ones        make test-all   all tests
 #   make lint      ruff and mypy                      make bench      benchmarks
+#   make gpu-check the recorded values on a GPU (needs a torch built for CUDA)
 # PYTHON=python3.12 chooses an interpreter, VENV=dir another folder for the environment.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -17,7 +18,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-all lint bench install clean
+.PHONY: demo test test-slow test-all lint bench gpu-check install clean
 .DELETE_ON_ERROR:
 
 demo: $(RUNTIME)
@@ -38,6 +39,9 @@ lint: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -o addopts="--import-mode=importlib --strict-markers"
+
+gpu-check: $(DEV)
+	$(BIN)/python tests/gpu_check.py
 
 install: $(DEV)
 
