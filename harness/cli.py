@@ -113,7 +113,10 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     data_root: Annotated[Path | None, typer.Option(help="Folder with the images. [default: ./data]")] = None,
     profile: Annotated[str | None, typer.Option(help="demo: the embedded corpus.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also copy the weights file here.")] = None,
+    out: Annotated[Path, typer.Option(help="Where training folders go.")] = Path("runs"),
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also copy the weights to this .safetensors file.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 500,
     threads: Threads = None,
@@ -121,6 +124,7 @@ def train(
     allow_outside: AllowOutside = False,
     device: Device = "auto",
     store: StoreOption = Path(".blades-store"),
+    tracking_uri: Tracking = None,
     as_json: Json = False,
 ) -> None:
     """Train an extractor by a recipe; interrupted or killed, the same command goes on.
@@ -130,19 +134,21 @@ def train(
     from harness.verbs.train import TrainRequest, train_one
 
     done = train_one(TrainRequest(
-        recipe=recipe, data_root=data_root, profile=profile, out=out, settings=tuple(set_ or ()), every=every,
-        threads=threads, workers=workers, device=device, allow_outside=allow_outside, store=store,
+        recipe=recipe, data_root=data_root, profile=profile, out=out, export=export, settings=tuple(set_ or ()),
+        every=every, threads=threads, workers=workers, device=device, allow_outside=allow_outside, store=store,
+       
+        tracking_uri=tracking_uri,
     ))  # fmt: skip
     say(done.document(), as_json, done.text())
 
 
 @app.command()
 def report(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders.")],
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or trainings.")],
     log: Annotated[bool, typer.Option("--log", help="Also log to MLflow.")] = False,
     tracking_uri: Tracking = None,
 ) -> None:
-    """Make tables, figures and the page again from stored scores."""
+    """Make tables, figures and the page again from stored scores; of a training, its figures."""
     from harness.verbs.report import report_runs
 
     report_runs(run_dirs, log=log, tracking_uri=tracking_uri)

@@ -53,11 +53,11 @@ def save_figures(
     for scores in ordered:
         figure = roc_figure(scores, stamps, _marks(record, scores.name))
         caption = f"ROC curves on {display_name(scores.name)}"
-        out.append((_save(figure, folder / file_name("roc", scores.name)), caption))
+        out.append((save_figure(figure, folder / file_name("roc", scores.name)), caption))
     rows = [name for name in record["detectors"] if ordered and name in ordered[0].detectors]
     for name in rows:
         figure = histogram_figure(name, ordered, stamps)
-        out.append((_save(figure, folder / file_name("scores", name)), f"Scores of {label_of(name)}"))
+        out.append((save_figure(figure, folder / file_name("scores", name)), f"Scores of {label_of(name)}"))
     return out
 
 
@@ -76,7 +76,7 @@ def roc_figure(scores: SetScores, stamps: Sequence[str], marks: Mapping[str, str
     Args:
         marks: row → what its legend must add (random weights, † = trained on this generator).
     """
-    figure, axes = _figure(1, 1, (5.6, 5.2), stamps)
+    figure, axes = new_figure(1, 1, (5.6, 5.2), stamps)
     ax = axes[0]
     ax.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
     drawn = 0
@@ -93,12 +93,12 @@ def roc_figure(scores: SetScores, stamps: Sequence[str], marks: Mapping[str, str
             style = {"color": COLOURS[drawn % len(COLOURS)], "linestyle": LINES[drawn // len(COLOURS) % len(LINES)]}
             label = f"{label_of(name)}{marks.get(name, '')}: {auc:.3f}"
             drawn += 1
-        ax.plot(roc.fpr, roc.tpr, label=_plain_text(label), **style)
+        ax.plot(roc.fpr, roc.tpr, label=plain_text(label), **style)
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     ax.set_xlabel("photographic called generated (FPR)")
     ax.set_ylabel("generated found (TPR)")
     counts = f"{int((scores.label == 0).sum()):,} photographic, {int(scores.label.sum()):,} generated"
-    ax.set_title(_plain_text(f"{display_name(scores.name)}: {counts}"), fontsize=10)
+    ax.set_title(plain_text(f"{display_name(scores.name)}: {counts}"), fontsize=10)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="lower right", fontsize=8, title="AUC", title_fontsize=8)
     else:
@@ -110,7 +110,7 @@ def histogram_figure(name: str, sets: Sequence[SetScores], stamps: Sequence[str]
     """One detector's scores on every test set: both classes, the threshold, and the count of abstentions."""
     columns = min(3, len(sets))
     rows = -(-len(sets) // columns)
-    figure, axes = _figure(rows, columns, (3.4 * columns + 0.4, 2.5 * rows + 0.7), stamps)
+    figure, axes = new_figure(rows, columns, (3.4 * columns + 0.4, 2.5 * rows + 0.7), stamps)
     for ax, scores in zip(axes, sets, strict=False):
         _histogram(ax, scores, scores.detectors.index(name))
     if axes[0].get_legend_handles_labels()[0]:
@@ -118,7 +118,7 @@ def histogram_figure(name: str, sets: Sequence[SetScores], stamps: Sequence[str]
     for ax in axes[len(sets) :]:
         ax.set_visible(False)
     figure.suptitle(
-        _plain_text(f"{label_of(name)}: scores, higher = more likely generated; the outer 0.5 % at the edges"),
+        plain_text(f"{label_of(name)}: scores, higher = more likely generated; the outer 0.5 % at the edges"),
         fontsize=9,
     )
     return figure
@@ -131,7 +131,7 @@ def _histogram(ax: Any, scores: SetScores, d: int) -> None:
     title = display_name(scores.name)
     if not known.all():
         title += f" ({int((~known).sum())} abstained)"
-    ax.set_title(_plain_text(title), fontsize=9)
+    ax.set_title(plain_text(title), fontsize=9)
     ax.tick_params(labelsize=7)
     edges = _edges(score[known])
     if edges is None:
@@ -157,7 +157,7 @@ def _edges(score: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return np.linspace(low, high, 41)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], stamps: Sequence[str]) -> tuple[Figure, list[Any]]:
+def new_figure(rows: int, columns: int, size: tuple[float, float], stamps: Sequence[str]) -> tuple[Figure, list[Any]]:
     """A figure of its own (no global state), with room for the stamps at its foot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -170,7 +170,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float], stamps: Sequence
     figure.set_layout_engine("constrained", rect=(0, bottom, 1, 1 - bottom))
     for i, line in enumerate(reversed(lines)):
         y = (0.05 + 0.17 * i) / (size[1] + extra)
-        figure.text(0.5, y, _plain_text(line), ha="center", fontsize=7.5, color="#b00020", weight="bold")
+        figure.text(0.5, y, plain_text(line), ha="center", fontsize=7.5, color="#b00020", weight="bold")
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.ravel())
 
@@ -181,12 +181,12 @@ def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width) or [""]
 
 
-def _plain_text(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that matplotlib draws as it stands: a dollar sign would start a formula."""
     return text.replace("$", r"\$")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Write a PNG in one step, without the date or version that would change from one making to the next."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

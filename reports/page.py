@@ -192,10 +192,16 @@ def _grid(grid: Grid) -> dict[str, Any]:
 
 
 def _figures(figures: Sequence[tuple[Path, str]]) -> list[dict[str, Any]]:
-    groups = {"ROC curves": [], "Scores": []}  # type: dict[str, list[dict[str, Any]]]
+    groups = {"ROC curves": [], "Scores": [], "Training": []}  # type: dict[str, list[dict[str, Any]]]
     for path, caption in figures:
         data = path.read_bytes()
         width, height = struct.unpack(">II", data[16:24])  # the PNG header's size
         image = {"data": base64.b64encode(data).decode(), "caption": caption, "width": width, "height": height}
-        groups["ROC curves" if path.name.startswith("roc-") else "Scores"].append(image)
-    return [{"title": title, "images": images, "wide": title == "Scores"} for title, images in groups.items()]
+        groups[_group(path)].append(image)
+    return [{"title": title, "images": images, "wide": title != "ROC curves"} for title, images in groups.items()]
+
+
+def _group(path: Path) -> str:
+    if path.parts[-4:-3] == ("training",):  # training/<recipe>/figures/<name>.png
+        return "Training"
+    return "ROC curves" if path.name.startswith("roc-") else "Scores"

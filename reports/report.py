@@ -14,6 +14,7 @@ from reports.inputs import read_run
 from reports.page import render_page
 from reports.render import Grid, comparison_grid, grid, latex, markdown, to_csv
 from reports.tables import build_tables
+from reports.training import make_training_figures, training_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +59,8 @@ def make_report(run_dir: str | Path) -> list[Path]:
         paths.append(_write_frame(folder / "tables" / "comparisons.csv", _stamped(evaluation.comparisons, stamps)))
         grids.append(against)
     figures = save_figures(folder / "figures", evaluation.sets, run.record)
+    for training in training_folders(folder):
+        figures += make_training_figures(training)
     paths += [path for path, _ in figures]
     page = render_page(run, evaluation.metrics, grids, figures, compare_inputs(run, sets=evaluation.sets))
     paths.append(_write(folder / "report.html", page))

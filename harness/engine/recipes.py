@@ -90,7 +90,8 @@ def train_recipe(
     """Train a recipe unless the store has it; a lock keeps two runs from training one recipe twice.
 
     A training that was killed goes on from its last checkpoint (``every`` so many steps), which lies in the store
-    until the result does. ``read(row)`` gives the uint8 pixels of a manifest row, with the run's edits applied.
+    until the result does. The stored entry has history and metrics, and when and how it ran (``training_log``; what
+    a training folder is made of). ``read(row)`` gives the uint8 pixels of a manifest row, with the run's edits applied.
 
     Raises:
         TrainingError, Interrupted: as ``harness.api.trainer.train``.
@@ -99,6 +100,7 @@ def train_recipe(
 
     from harness.api.checkpoint import Checkpoints
     from harness.api.trainer import train
+    from harness.engine.training_log import TrainingLog
 
     with store.lock(f"recipe-{work.key}"):
         done = trained_weights(work, store)
@@ -110,13 +112,14 @@ def train_recipe(
         images = cached(work.source.images(work.preprocess, read), store.root / PIXELS, edits=work.edits)
         emit(Event("stage_start", {"stage": f"train {name}", "total": work.recipe.epochs}))
         step = work.extractor.train_step(work.recipe.settings, images, work.protocol, work.recipe.step)
+        log = TrainingLog(folder, emit)
         result = train(
-            step, work.recipe, emit=emit, device=work.device, threads=threads, checkpoints=Checkpoints(folder, every)
+            step, work.recipe, emit=log, device=work.device, threads=threads, checkpoints=Checkpoints(folder, every)
         )
         sha = store.put_blob(save({k: v.contiguous() for k, v in result.tensors.items()}))
         store.put_entry("recipes", work.key, {
             "sha256": sha, "recipe": work.recipe.model_dump(mode="json"), "description": work.description,
-            "metrics": result.metrics, "history": result.history,
+            "metrics": result.metrics, "history": result.history, **log.document(work.device, threads),
         }, replace=True)  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
         emit(Event("stage_end", {"stage": f"train {name}", "sha256": sha, "metrics": result.metrics}))

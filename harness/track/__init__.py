@@ -11,17 +11,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.track.bundle import ARTIFACT_FILES, ARTIFACT_FOLDERS, Bundle, bounded, safe
+from harness.track.bundle import ARTIFACT_FILES, ARTIFACT_FOLDERS, Bundle, bounded
 from harness.track.store import (
     TrackingError,
+    check_uri,
+    chunks,
     default_tracking_uri,
+    experiment_named,
     patience,
-    sqlite_path,
     store_lock,
     translated,
     ui_command,
@@ -59,14 +61,13 @@ def log_run(run_dir: Path, tracking_uri: str) -> TrackResult:
         TrackingError: the store or server cannot be reached or written; quickly, see ``PATIENCE``.
     """
     run = Bundle.read(run_dir)
-    if "://" not in tracking_uri:
-        raise TrackingError(f"not a tracking URI: {tracking_uri!r}", fix="sqlite:////absolute/mlflow.db or http://...")
+    check_uri(tracking_uri)
     with patience(), translated(tracking_uri):
         from mlflow import MlflowClient
 
         with store_lock(tracking_uri):
             client = MlflowClient(tracking_uri=tracking_uri)
-            experiment = _experiment(client, run.suite, tracking_uri)
+            experiment = experiment_named(client, run.suite, tracking_uri)
             parent, complete = _find_or_create(client, experiment, run, parent=None, name=run.run_id)
         children = _children(client, experiment, run, parent)
         if complete != run.fingerprint or len(children) < len(run.rows):
@@ -119,11 +120,11 @@ def _update(
     new_metrics = [Metric(k, v, now, 0) for k, v in finite.items() if before.metrics.get(k) != v]
     new_params = [Param(k, v) for k, v in params.items() if k not in before.params]
     new_tags = [RunTag(k, v) for k, v in tags.items() if before.tags.get(k) != v]
-    for some_metrics in _chunks(new_metrics, 500):
+    for some_metrics in chunks(new_metrics, 500):
         client.log_batch(run_id, metrics=some_metrics, synchronous=True)
-    for some_params in _chunks(new_params, 100):
+    for some_params in chunks(new_params, 100):
         client.log_batch(run_id, params=some_params, synchronous=True)
-    for some_tags in _chunks(new_tags, 100):
+    for some_tags in chunks(new_tags, 100):
         client.log_batch(run_id, tags=some_tags, synchronous=True)
     _log_datasets(client, run_id, run)
 
@@ -139,7 +140,7 @@ def _log_datasets(client: MlflowClient, run_id: str, run: Bundle) -> None:
         )
         for name, digest, source, context in run.datasets
     ]
-    for some in _chunks(inputs, 500):
+    for some in chunks(inputs, 500):
         client.log_inputs(run_id, datasets=some)
 
 
@@ -169,21 +170,3 @@ def _search(client: MlflowClient, experiment: Experiment, run: Bundle, parent: s
 def _children(client: MlflowClient, experiment: Experiment, run: Bundle, parent: str) -> dict[str, str]:
     hits = _search(client, experiment, run, parent)
     return {hit.data.tags["blades.detector"]: hit.info.run_id for hit in hits}
-
-
-def _experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        database = sqlite_path(tracking_uri)
-        location = None if database is None else (database.parent / "mlartifacts" / safe(name)).as_uri()
-        found = client.get_experiment(client.create_experiment(name, artifact_location=location))
-    if found.lifecycle_stage != "active":
-        raise TrackingError(
-            f"experiment {name!r} was deleted in MLflow", where=tracking_uri,
-            fix=f"mlflow experiments restore --experiment-id {found.experiment_id}, or use another store",
-        )  # fmt: skip
-    return found
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))

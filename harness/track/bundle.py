@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.api.errors import DataError
 
-ARTIFACT_FOLDERS = ("tables", "figures")
+ARTIFACT_FOLDERS = ("tables", "figures", "training")
 ARTIFACT_FILES = ("scores.parquet", "cells.parquet", "metrics.csv", "comparisons.csv", "record.json", "report.html",
                   "suite.resolved.yaml")  # fmt: skip
 

@@ -8,12 +8,17 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import HarnessError
-from harness.track.bundle import bounded
+from harness.track.bundle import bounded, safe
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 LOCK_SECONDS = 180.0
 """How long to wait for another process that is creating the same store (a fresh one takes seconds)."""
@@ -33,11 +38,14 @@ class TrackingError(HarnessError):
 def default_tracking_uri(run_dir: Path) -> str:
     """The sqlite store for a run folder: one for all runs written with the same ``--out``.
 
-    For ``<out>/<suite>-<profile>/<run id>`` it is ``mlflow.db`` beside ``out`` where ``out`` is called ``runs``, and
-    inside ``out`` otherwise; for a run folder that was moved elsewhere, beside it.
+    For ``<out>/<suite>-<profile>/<run id>`` and ``<out>/train-<recipe>/<key>`` it is ``mlflow.db`` beside ``out`` where
+    ``out`` is called ``runs``, and inside ``out`` otherwise; for a run folder that was moved elsewhere, beside it. For
+    ``training/<recipe>`` of a run folder it is the run's.
     """
     holder = run_dir.resolve().parent
-    if holder.name.endswith(("-demo", "-full")):
+    if holder.name == "training" and (holder.parent / "record.json").is_file():
+        return default_tracking_uri(holder.parent)
+    if holder.name.endswith(("-demo", "-full")) or holder.name.startswith("train-"):
         holder = holder.parent
         holder = holder.parent if holder.name == "runs" else holder
     return f"sqlite:///{holder / 'mlflow.db'}"
@@ -115,3 +123,37 @@ def translated(tracking_uri: str) -> Iterator[None]:
             f"cannot log to MLflow: {bounded(first, 400)}", where=tracking_uri,
             fix="start or repair the tracking server, then `harness report --log RUN_DIR`; the run folder is complete",
         ) from error  # fmt: skip
+
+
+def check_uri(tracking_uri: str) -> None:
+    """Refuse what is no address of a store or server.
+
+    Raises:
+        TrackingError: says what one looks like.
+    """
+    if "://" not in tracking_uri:
+        raise TrackingError(f"not a tracking URI: {tracking_uri!r}", fix="sqlite:////absolute/mlflow.db or http://...")
+
+
+def experiment_named(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
+    """The experiment of that name, made if it is not there; artifacts of a sqlite store lie beside it.
+
+    Raises:
+        TrackingError: it was deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = sqlite_path(tracking_uri)
+        location = None if database is None else (database.parent / "mlartifacts" / safe(name)).as_uri()
+        found = client.get_experiment(client.create_experiment(name, artifact_location=location))
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {name!r} was deleted in MLflow", where=tracking_uri,
+            fix=f"mlflow experiments restore --experiment-id {found.experiment_id}, or use another store",
+        )  # fmt: skip
+    return found
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """The items in parts of a size: a server takes so many at once."""
+    return (items[i : i + size] for i in range(0, len(items), size))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from harness.api.events import Event
 
@@ -21,6 +23,47 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+SHOWN_TASKS = 3
+"""Losses by task that a line shows at most, the largest."""
+
+
+class TrainingLine:
+    """A training under way as one line: what its steps of this session said."""
+
+    def __init__(self, began: float) -> None:
+        self.began, self.steps, self.epochs = began, 0, 0
+        self.seconds_an_image: list[float] = []
+
+    def hear(self, fields: Mapping[str, Any]) -> None:
+        """One ``train_step``."""
+        self.steps, self.epochs = self.steps + 1, int(fields["epochs"])
+        self.seconds_an_image.append(1 / max(float(fields["images_per_second"]), 1e-9))
+
+    def text(self, fields: Mapping[str, Any]) -> str:
+        """Epoch, step, images a second since the last line, time left, losses by task, range of the task weights."""
+        step, steps = int(fields["step"]), int(fields["steps"])
+        rate = len(self.seconds_an_image) / sum(self.seconds_an_image)
+        self.seconds_an_image = []
+        left = (time.monotonic() - self.began) / self.steps * (steps - step)
+        parts = [
+            f"train {fields['recipe']}: epoch {fields['epoch']}/{fields['epochs']}", f"step {step:,}/{steps:,}",
+            f"{rate:.1f} images/s", f"{clock(left)} left", f"loss {fields['loss']:.4g}{_tasks(fields['losses'])}",
+        ]  # fmt: skip
+        weights = fields.get("lambda")
+        if weights:
+            parts.append(f"λ {min(weights.values()):.4f}..{max(weights.values()):.4f}")
+        return ", ".join(parts)
+
+
+def _tasks(losses: Mapping[str, float]) -> str:
+    """The largest losses by task in brackets; nothing where there is only one."""
+    if len(losses) < 2:
+        return ""
+    largest = sorted(losses.items(), key=lambda item: -item[1])[:SHOWN_TASKS]
+    rest = f", {len(losses) - SHOWN_TASKS} more" if len(losses) > SHOWN_TASKS else ""
+    return f" ({', '.join(f'{name} {value:.3g}' for name, value in largest)}{rest})"
+
+
 class Progress:
     """Listens to events and writes rates and time left to standard error."""
 
@@ -31,6 +74,7 @@ class Progress:
         self.last = 0.0
         self.stage = ""
         self.open_line = False
+        self.training: TrainingLine | None = None
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -57,13 +101,33 @@ class Progress:
         self.last = now
         rate = done / max(now - self.began, 1e-9)
         unit = event.fields.get("unit", "")
-        text = f"{self.stage}: {done:,}/{total:,} {unit}, {rate:.1f}/s, {clock((total - done) / max(rate, 1e-9))} left"
+        self._show(
+            f"{self.stage}: {done:,}/{total:,} {unit}, {rate:.1f}/s, {clock((total - done) / max(rate, 1e-9))} left"
+        )
+
+    def _show(self, text: str) -> None:
         if self.live:
-            self.stream.write("\r\x1b[K" + text)
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+            self.stream.write("\r\x1b[K" + text[:width])
             self.stream.flush()
             self.open_line = True
         else:
             self.say(text)
+
+    def _step(self, fields: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if self.training is None:
+            self.training = TrainingLine(self.began)
+        self.training.hear(fields)
+        if now - self.last >= (0.2 if self.live else PLAIN_SECONDS):
+            self.last = now
+            self._show(self.training.text(fields))
+
+    def _evaluated(self, fields: Mapping[str, Any]) -> None:
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in fields["metrics"].items())
+        last = self.training is not None and self.training.epochs == fields["epoch"]
+        if metrics and not last:  # the end of the stage says the last ones
+            self.say(f"train {fields['recipe']}: after epoch {fields['epoch']}, {metrics}")
 
     def _end(self, event: Event) -> None:
         fields = event.fields
@@ -72,14 +136,19 @@ class Progress:
         extra = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
         done = f"{fields['done']:,} images in " if "done" in fields else ""
         self.say(f"{fields['stage']}: done, {done}{clock(seconds)}{extra}")
-        self.stage = ""
+        self.stage, self.training = "", None
 
     def __call__(self, event: Event) -> None:
         """Show one event; unknown kinds are for other listeners."""
         if event.kind == "stage_start":
             self._start(event)
+        elif event.kind == "train_step":
+            self._step(event.fields)
+        elif event.kind == "train_eval":
+            self._evaluated(event.fields)
         elif event.kind == "progress":
-            self._progress(event)
+            if self.training is None:  # the steps of a training say more themselves
+                self._progress(event)
         elif event.kind == "stage_end":
             self._end(event)
         elif event.kind == "warning":

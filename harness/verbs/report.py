@@ -90,28 +90,40 @@ def _place(stem: str, wanted: Sequence[str]) -> int:
 
 
 def log_folder(folder: Path, tracking_uri: str | None) -> str:
-    """Log a run folder to MLflow; the command that opens the UI.
+    """Log a folder of a run or of a training to MLflow; the command that opens the UI.
 
     Raises:
         HarnessError: the tracking server or store cannot be reached.
     """
+    from harness.results.training import is_training
     from harness.track import default_tracking_uri, log_run
+    from harness.track.training import log_training
 
-    return log_run(folder, tracking_uri or default_tracking_uri(folder)).ui_command
+    log = log_training if is_training(folder) else log_run
+    return log(folder, tracking_uri or default_tracking_uri(folder)).ui_command
 
 
 def report_runs(folders: Sequence[Path], *, log: bool, tracking_uri: str | None) -> None:
-    """Remake each run folder's report, and log it where asked.
+    """Remake each folder's report (of a training, its figures), and log it where asked.
 
     Raises:
-        HarnessError: the first folder that is no run folder, or the tracking store's error.
+        HarnessError: the first folder that is neither a run's nor a training's, or the tracking store's error.
     """
+    from harness.results.training import is_training, read_training
+    from reports.training import make_training_figures
+
     for folder in folders:
-        check_run_dir(folder)
+        if is_training(folder):
+            read_training(folder)
+        else:
+            check_run_dir(folder)
     for folder in folders:
-        remake(folder)
-        print(tables_text(folder))
-        print(f"page: {folder / 'report.html'}")
+        if is_training(folder):
+            print("\n".join(f"figure: {path}" for path, _ in make_training_figures(folder)))
+        else:
+            remake(folder)
+            print(tables_text(folder))
+            print(f"page: {folder / 'report.html'}")
         if log:
             print(f"MLflow: {log_folder(folder, tracking_uri)}")
 

@@ -285,6 +285,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     from harness.engine.plan import make_plan, plan_summary
     from harness.results.store import Store
     from harness.verbs.report import check_tables
+    from harness.verbs.train import record_trainings
 
     started = time.monotonic()
     say = emit or Progress()
@@ -328,6 +329,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     reader = Reader(data.root, list(data.manifest["path"]), list(data.manifest["sha256"]), _edits(request))
     outcome = Executor(plan, store, reader, say, workers).run(folder / "fitted")
     _write_scores(folder, suite, data, plan, outcome)
+    record_trainings(folder, plan, store, record.stamps)
     outcome.warnings += _audit(folder, say)
     record = _finish(record, outcome, started)
     write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))

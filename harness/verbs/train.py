@@ -1,4 +1,4 @@
-"""``train``: one recipe, from its data to a weights file in the store, resumable."""
+"""``train``: one recipe, from its data to a weights file in the store and a training folder, resumable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.api.errors import ConfigError, DataError
+from harness.api.errors import ConfigError, DataError, HarnessError
 from harness.api.events import Event, Listener
 from harness.results.files import require_writable, write_atomic
 from harness.verbs.progress import Progress, clock
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from harness.api.training import Recipe
     from harness.engine.images import Reader
+    from harness.engine.plan import Plan
     from harness.engine.training_data import ReadRow, TrainingSource
+    from harness.results.store import Store
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class TrainRequest:
     recipe: str
     data_root: Path | None = None
     profile: str | None = None
-    out: Path | None = None
+    out: Path = Path("runs")
+    export: Path | None = None
     settings: tuple[str, ...] = ()
     every: int = 500
     threads: int | None = None
@@ -37,11 +40,13 @@ class TrainRequest:
     device: str = "auto"
     allow_outside: bool = False
     store: Path = Path(".blades-store")
+    tracking_uri: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainDone:
-    """What a training gave: the recipe's key, the weights file and its sha256, metrics on `select`, steps."""
+    """What a training gave: the recipe's key, the weights file and its sha256, metrics on `select`, steps, the
+    training folder, and the command that opens MLflow (None where nothing was logged)."""
 
     recipe: str
     key: str
@@ -50,18 +55,23 @@ class TrainDone:
     metrics: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
     trained: bool = True
+    folder: Path | None = None
+    ui_command: str | None = None
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "recipe": self.recipe, "key": self.key, "checkpoint": str(self.path), "sha256": self.sha256,
             "metrics": dict(self.metrics), "steps": self.steps, "trained": self.trained,
+            "folder": None if self.folder is None else str(self.folder), "mlflow_ui": self.ui_command,
         }  # fmt: skip
 
     def text(self) -> str:
         """For people."""
         lines = [f"checkpoint: {self.path}", f"sha256:     {self.sha256}"]
         lines += [f"select:     {name} {value:.4g}" for name, value in self.metrics.items()]
+        lines += [f"folder:     {self.folder}"] if self.folder else []
+        lines += [f"MLflow:     {self.ui_command}"] if self.ui_command else []
         if not self.trained:
             lines.append("the store had it: nothing was trained")
         lines.append(f"use it:     `weights: recipe:{self.recipe}` in a suite on the same data, or the file anywhere")
@@ -141,25 +151,95 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     from harness.engine.inline import pin_numerics
     from harness.engine.recipes import recipe_work, train_recipe, trained_weights
     from harness.results.store import Store
+    from harness.results.training import file_name
 
     began, say = time.monotonic(), emit or Progress()
     recipe = _recipe(request.recipe, request.settings)
+    require_writable(request.out / "training.json")
+    export = None if request.export is None else _export_path(request.export)
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})))
     root = _root(request, say)
-    if request.out is not None:
-        require_writable(request.out)
     source, reader = _source(recipe, root, request, say)
     threads = request.threads or len(os.sched_getaffinity(0))
     work = recipe_work(recipe, source, {}, threads, with_device(request.device))
     stored = trained_weights(work, store) is not None
     pin_numerics(threads)
     made = train_recipe(work, store, _pixels(reader), say, threads, request.every)
-    entry = store.entry("recipes", work.key) or {}
     assert made.path is not None
-    path = made.path if request.out is None else _copied(made.path, request.out)
+    if export is not None:
+        write_atomic(export, made.path.read_bytes())
+    entry = store.entry("recipes", work.key) or {}
+    folder = request.out / f"train-{file_name(recipe.recipe)}" / work.key[:16]
+    record_training(folder, work.key, recipe, entry, _stamps(request))
+    ui = _logged(folder, request.tracking_uri, say)
     say(Event("note", {"text": f"recipe {recipe.recipe}: done ({clock(time.monotonic() - began)})"}))
-    steps = len(entry.get("history", ()))
-    return TrainDone(recipe.recipe, work.key, path, entry["sha256"], entry.get("metrics", {}), steps, not stored)
+    steps, metrics = len(entry.get("history", ())), entry.get("metrics", {})
+    path = made.path if export is None else export
+    return TrainDone(recipe.recipe, work.key, path, entry["sha256"], metrics, steps, not stored, folder, ui)
+
+
+def record_training(
+    folder: Path, key: str, recipe: Recipe, entry: Mapping[str, Any], stamps: Sequence[str]
+) -> list[Path]:
+    """Write the training folder of a recipe's entry in the store, with its figures; the figures' paths.
+
+    The entry may have been made under another name of the recipe: the name here is this one's.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    from harness.results.training import write_training
+    from reports.training import make_training_figures
+
+    write_training(folder, key, {**entry, "recipe": recipe.model_dump(mode="json")}, stamps)
+    return [path for path, _ in make_training_figures(folder)]
+
+
+def record_trainings(run_folder: Path, plan: Plan, store: Store, stamps: Sequence[str]) -> None:
+    """The training folder of each recipe of a suite's run that is trained, as ``training/<recipe>`` of the run folder.
+
+    Of the run's stamps those that are about the photographs stand on the figures.
+    """
+    from harness.results.training import file_name
+
+    mine = [text for text in stamps if text.startswith(("DEMO", "FORMAT MATCHED"))]
+    for work in plan.recipes.values():
+        entry, name = store.entry("recipes", work.key), work.recipe.recipe
+        if entry is not None:
+            taken = (run_folder / "training" / file_name(name)).exists()
+            place = file_name(f"{name} {work.key[:8]}" if taken else name)
+            record_training(run_folder / "training" / place, work.key, work.recipe, entry, mine)
+
+
+def _stamps(request: TrainRequest) -> list[str]:
+    """What every figure of this training must say."""
+    demo = ["DEMO: embedded corpus, not the paper's data"] if request.profile == "demo" else []
+    return demo + ([f"CHANGED: {' '.join(request.settings)}"] if request.settings else [])
+
+
+def _logged(folder: Path, tracking_uri: str | None, say: Listener) -> str | None:
+    """Log a training folder; the command that opens MLflow. A store that cannot be reached is a warning."""
+    from harness.verbs.report import log_folder
+
+    if tracking_uri == "off":
+        return None
+    try:
+        return log_folder(folder, tracking_uri)
+    except HarnessError as error:
+        say(Event("warning", {"text": f"not logged to MLflow: {error}\n  later: harness report {folder} --log"}))
+        return None
+
+
+def _export_path(export: Path) -> Path:
+    """Where the weights file is copied to.
+
+    Raises:
+        ConfigError: it is no safetensors file. StoreError: it cannot be written.
+    """
+    if export.suffix != ".safetensors" or export.is_dir():
+        raise ConfigError("--export names a file", where=export, fix="give it the ending .safetensors")
+    require_writable(export)
+    return export
 
 
 def _pixels(reader: Reader | None) -> ReadRow:
@@ -167,13 +247,6 @@ def _pixels(reader: Reader | None) -> ReadRow:
         raise AssertionError("images of the released layout are read by their table")
 
     return nothing if reader is None else reader.pixels
-
-
-def _copied(made: Path, out: Path) -> Path:
-    """The weights file where the user wants it; into a folder under the file's own name."""
-    final = out / made.name if out.is_dir() or out.suffix != ".safetensors" else out
-    write_atomic(final, made.read_bytes())
-    return final
 
 
 def train(recipe: str | Path, **options: Any) -> TrainDone:
@@ -191,7 +264,7 @@ def train(recipe: str | Path, **options: Any) -> TrainDone:
     for name in options:
         if name not in known:
             raise unknown("option of train:", name, known)
-    for name in ("data_root", "out", "store"):
+    for name in ("data_root", "out", "export", "store"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
     if options.get("settings") is not None:
