@@ -6,22 +6,21 @@ Imported by name from `logit.ResNetLogit.trained_by` alone, so that training cod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from detectors.logit import SIZES, ResNetLogit
 from detectors.networks.resnet import ResNet
 from harness.api.augment import augmentations
-from harness.api.errors import ConfigError, WeightsError
+from harness.api.contract import Weights
+from harness.api.errors import ConfigError
 from harness.api.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from harness.api.protocol import Protocol
 from harness.api.supervised import SupervisedStep
 from harness.api.training import TrainingImages
-from harness.api.weights import file_digest, read_tensors
 
 HEAD_DEVIATION = 0.02
 
@@ -31,17 +30,11 @@ class LogitSettings(BaseModel):
 
     Attributes:
         augment: augmentations of the training images in order (`harness.api.augment`); the last crop decides the size.
-        init: `random`, or a file of ImageNet weights under torchvision's names (its `fc` is left out).
-        init_sha256: what that file must be, where it is named: it is in the recipe's key, and the file is not.
-        init_seed: of random weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     augment: tuple[dict[str, Any], ...] = ()
-    init: str = "random"
-    init_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    init_seed: int = 0
 
 
 class ResNetLogitStep(SupervisedStep):
@@ -52,28 +45,58 @@ class ResNetLogitStep(SupervisedStep):
     Source: CNNDetection at ea0b562, networks/trainer.py and data/datasets.py; ImageNet start as there.
     *Deviation*: an epoch leaves out what does not fill its last batch.
 
+    Slot `weights`: a ResNet under torchvision's names to start from (ImageNet's; its last layer is left out). Without
+    it the network starts from torchvision's own draw (He's) of the recipe's seed.
+
     Raises:
-        ConfigError: unknown settings, or ImageNet weights without their sha256.
-        WeightsError: the ImageNet weights cannot be read, or are another file.
+        ConfigError: unknown settings.
         DataError: not both classes in `train`.
     """
 
     def __init__(
         self, extractor: ResNetLogit, settings: Mapping[str, Any], images: TrainingImages, protocol: Protocol
     ) -> None:
-        self.settings = _settings(settings)
+        self.sizes = SIZES[extractor.network]
+        self.pretrained: Weights = {}
         super().__init__(
-            _network(extractor.network, self.settings),
+            ResNet(1, **self.sizes),
             images,
-            augment=augmentations(self.settings.augment),
+            augment=augmentations(_settings(settings).augment),
             train_preprocess=Normalise(IMAGENET_MEAN, IMAGENET_STD),
-            rename=lambda tensors: _renamed(extractor.network, tensors),
+            rename=self._renamed,
         )
 
+    def begin_with(self, weights: Weights) -> None:
+        """ImageNet's weights: slot `weights`."""
+        spare = [slot for slot in weights if slot != "weights"]
+        if spare:
+            raise ConfigError(f"unknown slot {spare[0]!r}", where="recipe, start", fix="slots: weights")
+        self.pretrained = weights
+
     def start(self, seed: int, device: str) -> None:
-        """As the network was made, channels-last (faster on a CPU)."""
-        super().start(seed, device)
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """A network of that seed, or with the pretrained weights, channels-last (faster on a CPU).
+
+        Raises:
+            WeightsError: the pretrained weights do not fit.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = ResNet(1, **self.sizes)
+            _he(network)
+            nn.init.normal_(network.fc.weight, 0, HEAD_DEVIATION)
+            nn.init.zeros_(network.fc.bias)
+        if "weights" in self.pretrained:
+            source = self.pretrained["weights"]
+            tensors = {k: v for k, v in source.tensors().items() if not k.startswith("fc.")}
+            tensors |= {f"fc.{name}": value.detach() for name, value in network.fc.named_parameters()}
+            network = ResNet.from_torchvision(tensors, 1, source.path or source.label, **self.sizes)
+        self.module, self.device = network.to(device).to(memory_format=torch.channels_last), device  # type: ignore[call-overload]
+
+    def _renamed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Under torchvision's names, which `ResNetLogit.load` reads."""
+        network = ResNet(1, **self.sizes)
+        network.load_state_dict(tensors)
+        return {name: value.detach().contiguous().clone() for name, value in network.to_torchvision().items()}
 
 
 def _settings(values: Mapping[str, Any]) -> LogitSettings:
@@ -86,22 +109,6 @@ def _settings(values: Mapping[str, Any]) -> LogitSettings:
         raise ConfigError(f"recipe settings, {key}: {first['msg']}", fix=f"known settings: {known}") from None
 
 
-def _network(size: str, settings: LogitSettings) -> ResNet:
-    sizes = SIZES[size]
-    network = ResNet.seeded(1, settings.init_seed, **sizes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.init_seed)
-        if settings.init == "random":
-            _he(network)
-        else:
-            tensors = {k: v for k, v in _imagenet(settings).items() if not k.startswith("fc.")}
-            tensors |= {"fc.weight": network.fc.weight.detach(), "fc.bias": network.fc.bias.detach()}
-            network = ResNet.from_torchvision(tensors, 1, settings.init, **sizes)
-        nn.init.normal_(network.fc.weight, 0, HEAD_DEVIATION)
-        nn.init.zeros_(network.fc.bias)
-    return network
-
-
 def _he(network: ResNet) -> None:
     """torchvision's own start of a ResNet: He's for convolutions, 1 and 0 for BatchNorm."""
     for module in network.modules():
@@ -110,23 +117,3 @@ def _he(network: ResNet) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
             module.reset_running_stats()
-
-
-def _imagenet(settings: LogitSettings) -> Mapping[str, torch.Tensor]:
-    path = Path(settings.init)
-    if settings.init_sha256 is None:
-        raise ConfigError(
-            "ImageNet weights need their sha256 in the recipe", "settings.init_sha256", f"sha256sum {settings.init}"
-        )
-    if not path.is_file():
-        raise WeightsError("the ImageNet weights are not here", path, "name the file in settings.init, or init: random")
-    if file_digest(path) != settings.init_sha256:
-        raise WeightsError("the ImageNet weights are another file than the recipe says", path, "settings.init_sha256")
-    return read_tensors(path)
-
-
-def _renamed(size: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Under torchvision's names, which `ResNetLogit.load` reads."""
-    network = ResNet(1, **SIZES[size])
-    network.load_state_dict(dict(tensors))
-    return {name: value.detach().contiguous().clone() for name, value in network.to_torchvision().items()}

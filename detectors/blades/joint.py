@@ -20,11 +20,13 @@ from detectors.blades.encoder import JointEncoder
 from detectors.blades.losses import task_losses
 from detectors.blades.pretext import ask, measures, task_metrics
 from detectors.blades.prompts import compact_vocabulary, prompt_tokens
+from detectors.blades.start import begun_encoder
 from detectors.blades.tasks import REGIONS, TASK_NAMES, Kind, TaskTable, task_table
-from harness.api.contract import PHOTOGRAPHIC
+from harness.api.contract import PHOTOGRAPHIC, Weights
 from harness.api.errors import ConfigError, DataError
 from harness.api.protocol import Protocol
 from harness.api.training import TrainingImages, TrainStep, epoch_order
+from harness.api.weights import ResolvedWeights
 from harness.data.manipulate.face import MANIPULATIONS
 from harness.data.training.dataset import FaceBatch, FaceDataset, FaceSettings
 
@@ -138,6 +140,7 @@ class BladesJointStep(TrainStep):
                 raise ConfigError(f"prompts have {len(vocabulary)} different tokens, the encoder {config.vocab_size}")
         self.tokens = torch.from_numpy(tokens)
         self.device = "cpu"
+        self.pretrained: dict[str, ResolvedWeights] = {}
 
     def _face_settings(self, regions: Sequence[str]) -> FaceSettings:
         chosen = self.settings.manipulations
@@ -167,10 +170,15 @@ class BladesJointStep(TrainStep):
     def _photographs(self, split: str) -> np.ndarray:
         return np.flatnonzero(np.asarray(self.images.labels.get(split, ())) == PHOTOGRAPHIC)
 
+    def begin_with(self, weights: Weights) -> None:
+        """Pretrained towers: slots `image` and `text`, or `encoder` (`detectors.blades.start`)."""
+        self.pretrained = dict(weights)
+
     def start(self, seed: int, device: str) -> None:
-        """An encoder with random weights of that seed, channels-last (faster on a CPU, same numbers to rounding)."""
+        """An encoder with random weights of that seed, or with pretrained towers, channels-last (faster on a CPU,
+        the same numbers to rounding)."""
         self.device = device
-        encoder = JointEncoder.random(self.config, seed).to(device)
+        encoder = begun_encoder(self.config, seed, self.pretrained).to(device)
         self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tokens = self.tokens.to(device)
 

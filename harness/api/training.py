@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from harness.api.contract import Weights
+
 
 class TrainingError(HarnessError):
     """A training that cannot go on: a loss or gradient that is not finite."""
@@ -122,6 +124,15 @@ class Update:
 
 class TrainStep(ABC):
     """One training problem: what to optimise, on which batches, with which loss. Driven by ``harness.api.trainer``."""
+
+    def begin_with(self, weights: Weights) -> None:
+        """Weights that the recipe's ``start`` names, before ``start`` is called; by slot, as the step calls them.
+
+        Raises:
+            ConfigError: this step starts from random weights alone, or has no such slot.
+        """
+        if weights:
+            raise ConfigError(f"this step starts from random weights; the recipe names {', '.join(weights)}", "start")
 
     @abstractmethod
     def start(self, seed: int, device: str) -> None:
@@ -254,8 +265,9 @@ class RecipeData(BaseModel):
 class Recipe(BaseModel):
     """How an extractor is trained: a YAML file in ``suites/recipes``.
 
-    ``evaluate_every`` epochs the step's metrics on `select` are taken (0: at the end alone; with ``plateau`` or
-    ``early_stop`` after every epoch).
+    ``start`` names weights to begin with, by the step's slots: files below the weights root. Without it a step begins
+    with random weights of ``seed``. ``evaluate_every`` epochs the step's metrics on `select` are taken (0: at the end
+    alone; with ``plateau`` or ``early_stop`` after every epoch).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -267,6 +279,7 @@ class Recipe(BaseModel):
     protocol: str | dict[str, Any] = "paper"
     step: Literal["joint", "supervised", "bilevel"] = "joint"
     settings: dict[str, Any] = Field(default_factory=dict)
+    start: dict[str, str] = Field(default_factory=dict)
     data: RecipeData = RecipeData()
     generators: tuple[str, ...] = ()
     max_images: int | None = Field(default=None, gt=0)

@@ -37,6 +37,7 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     batch_size: int | None = None
+    weights_root: Path = Path("pretrained")
     edits: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -185,7 +186,8 @@ class _Planner:
             source = suite_faces(
                 recipe, self.manifest, self.root, self.dataset, self.suite.fit.count, self.settings.edits
             )
-        work = recipe_work(recipe, source, self.settings.edits, self.settings.threads, self.settings.device)
+        settings = self.settings
+        work = recipe_work(recipe, source, settings.edits, settings.threads, settings.device, settings.weights_root)
         return self.plan.recipes.setdefault(work.key, work)
 
     def numerics(self, row: PreparedRow, stage: Transform | Extractor) -> Numerics:

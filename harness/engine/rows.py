@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.api.contract import Chain, Detector
-from harness.api.errors import ConfigError
+from harness.api.errors import ConfigError, WeightsError
 from harness.api.protocol import Protocol
 from harness.api.registry import detector_class, make_detector
 from harness.api.training import Recipe
 from harness.api.weights import ResolvedWeights, file_digest
 from harness.api.yamlsafe import load_yaml
-from harness.engine.suite import DetectorRow, Suite, suites_folder
+from harness.engine.suite import DetectorRow, Suite, merge, suites_folder
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,28 @@ def load_recipe(name: str, where: object = None) -> Recipe:
         if name not in known:
             raise unknown("recipe", name, list(known), where=where)
         path = known[name]
-    return validated_recipe(load_yaml(path), path)
+    return validated_recipe(_based(path), path)
+
+
+MAX_BASES = 8
+
+
+def _based(path: Path, depth: int = 0) -> Any:
+    """A recipe's document, its keys laid over those of the recipe that ``base`` names (a shipped one, or a file beside
+    it); mappings are merged key by key.
+
+    Raises:
+        ConfigError: a base that is not there, or bases that go round.
+    """
+    document = load_yaml(path)
+    if not isinstance(document, dict) or "base" not in document:
+        return document
+    name = str(document.pop("base"))
+    candidates = [path.parent / name, path.parent / f"{name}.yaml", suites_folder() / "recipes" / f"{name}.yaml"]
+    found = next((p for p in candidates if p.suffix in (".yaml", ".yml") and p.is_file() and p != path), None)
+    if found is None or depth == MAX_BASES:
+        raise ConfigError(f"the base {name!r} of a recipe is not there, or names its own heir", where=path)
+    return merge(_based(found, depth + 1), document)
 
 
 def validated_recipe(document: Any, where: object) -> Recipe:
@@ -85,6 +106,37 @@ def validated_recipe(document: Any, where: object) -> Recipe:
             raise unknown("key", key, list(Recipe.model_fields), where=where) from None
         said = f"recipe key {key}: {first['msg']}" if key else f"recipe: {first['msg'].removeprefix('Value error, ')}"
         raise ConfigError(said, where=where) from None
+
+
+def start_weights(recipe: Recipe, weights_root: Path) -> dict[str, ResolvedWeights]:
+    """The files that a recipe starts from, by slot.
+
+    Raises:
+        WeightsError: one is not there.
+    """
+    for error in absent_starts(recipe, weights_root):
+        raise error
+    return {slot: _file(_start_path(name, weights_root)) for slot, name in recipe.start.items()}
+
+
+def absent_starts(recipe: Recipe, weights_root: Path) -> list[WeightsError]:
+    """An error a file that a recipe starts from and that is not there."""
+    paths = {slot: _start_path(name, weights_root) for slot, name in recipe.start.items()}
+    return [
+        WeightsError(
+            f"recipe {recipe.recipe} starts from {recipe.start[slot]} ({slot}), which is not at {path}",
+            where=f"recipe {recipe.recipe}, start.{slot}",
+            fix="put the file there (--weights-root), or leave `start` out to begin with random weights",
+        )
+        for slot, path in paths.items() if not path.is_file()
+    ]  # fmt: skip
+
+
+def _start_path(name: str, weights_root: Path) -> Path:
+    """A file below the weights root, in its converted form where there is one; or a path of its own."""
+    path = Path(name).expanduser() if Path(name).expanduser().is_absolute() else weights_root / name
+    converted = path.with_name(f"{path.name}.safetensors")
+    return converted if converted.is_file() else path
 
 
 def recipe_protocol(recipe: Recipe) -> Protocol:
@@ -150,6 +202,7 @@ def prepare_row(name: str, row: DetectorRow, protocol: Protocol, weights_root: P
             weights[slot] = _random(value, name)
         elif value.startswith("recipe:"):
             recipes[slot] = load_recipe(value.removeprefix("recipe:"), where=f"row {name!r}")
+            missing += [str(e.what) for e in absent_starts(recipes[slot], weights_root)]
         elif Path(value).expanduser().is_file():
             weights[slot] = _file(Path(value).expanduser())
         else:

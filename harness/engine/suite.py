@@ -149,7 +149,7 @@ def find_suite(name: str) -> Path:
     raise unknown("suite", path.stem, list(known))
 
 
-def _merge(base: Any, over: Any) -> Any:
+def merge(base: Any, over: Any) -> Any:
     """Mappings are merged key by key; anything else is replaced; a null row removes it."""
     if isinstance(base, dict) and isinstance(over, dict):
         merged = dict(base)
@@ -157,7 +157,7 @@ def _merge(base: Any, over: Any) -> Any:
             if value is None and isinstance(base.get(key), dict):
                 merged.pop(key)
             else:
-                merged[key] = _merge(base[key], value) if key in base else copy.deepcopy(value)
+                merged[key] = merge(base[key], value) if key in base else copy.deepcopy(value)
         return merged
     return copy.deepcopy(over)
 
@@ -246,7 +246,7 @@ def load_suite(
             raise ConfigError(f"profiles.{key} must be a mapping", where=path)
     if profile not in PROFILES:
         raise unknown("profile", profile, list(PROFILES))
-    document = _merge(document, profiles.get(profile) or {})
+    document = merge(document, profiles.get(profile) or {})
     document["profile"] = profile
     rows = document.get("detectors")
     if isinstance(rows, dict):

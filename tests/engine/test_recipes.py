@@ -84,7 +84,7 @@ def test_images_of_the_recipes_generators_are_never_tested(run) -> None:
     used = set(table["sha256"].iloc[[i for rows in work.source.rows.values() for i in rows]])
     assert used
     assert not used & set(ran.plan.cells["sha256"])
-    assert set(table["split"].iloc[work.rows["train"]]) == {"train"}
+    assert set(table["split"].iloc[work.source.rows["train"]]) == {"train"}
     assert ran.plan.rows[0].row.trained_on == ("ldm",)
 
 

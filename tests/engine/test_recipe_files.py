@@ -1,0 +1,57 @@
+"""Recipe files: heirs of a base, and the files that a training starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.api.errors import ConfigError, WeightsError
+from harness.engine.rows import absent_starts, load_recipe, start_weights
+
+BASE = """
+recipe: parent
+detector: blades-oc
+options: {encoder: demo}
+settings: {tasks: [face_coarse], work_size: 128}
+start: {image: eal/wrapper.pth}
+epochs: 3
+"""
+
+
+def test_an_heir_lays_its_keys_over_those_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text(BASE)
+    (tmp_path / "heir.yaml").write_text("base: parent\nrecipe: heir\nsettings: {work_size: 64}\nepochs: 5\n")
+    heir = load_recipe(str(tmp_path / "heir.yaml"))
+    assert (heir.recipe, heir.epochs, heir.detector) == ("heir", 5, "blades-oc")
+    assert heir.settings == {"tasks": ["face_coarse"], "work_size": 64}
+    (tmp_path / "shipped.yaml").write_text("base: demo_blades\nrecipe: mine\nepochs: 1\n")
+    assert load_recipe(str(tmp_path / "shipped.yaml")).options == load_recipe("demo_blades").options
+
+
+@pytest.mark.parametrize("base", ["nobody", "heir", "../heir", "/etc/hostname"])
+def test_a_base_that_is_not_there_or_goes_round_is_refused(tmp_path: Path, base: str) -> None:
+    (tmp_path / "heir.yaml").write_text(f"base: {base}\nrecipe: heir\n")
+    with pytest.raises(ConfigError, match="base"):
+        load_recipe(str(tmp_path / "heir.yaml"))
+    (tmp_path / "one.yaml").write_text("base: two\n")
+    (tmp_path / "two.yaml").write_text("base: one\n")
+    with pytest.raises(ConfigError, match="base"):
+        load_recipe(str(tmp_path / "one.yaml"))
+
+
+def test_files_to_start_from_are_looked_for_below_the_weights_root(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text(BASE)
+    recipe = load_recipe(str(tmp_path / "parent.yaml"))
+    root = tmp_path / "pretrained"
+    with pytest.raises(WeightsError, match=r"starts from eal/wrapper.pth \(image\), which is not at"):
+        start_weights(recipe, root)
+    assert len(absent_starts(recipe, root)) == 1
+    (root / "eal").mkdir(parents=True)
+    (root / "eal" / "wrapper.pth").write_bytes(b"x")
+    first = start_weights(recipe, root)["image"]
+    assert first.path == root / "eal" / "wrapper.pth"
+    (root / "eal" / "wrapper.pth.safetensors").write_bytes(b"y")
+    second = start_weights(recipe, root)["image"]
+    assert second.path == root / "eal" / "wrapper.pth.safetensors"
+    assert first.identity != second.identity
