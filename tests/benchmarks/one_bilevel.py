@@ -1,8 +1,8 @@
 """Bi-level steps of one kind in a process of its own.
 
 `python one_bilevel.py KIND PRESET SIDE BATCH THREADS [OPTION=VALUE ...]`: KIND is `released`, `difference` or `exact`,
-options are settings of the bi-level step. Answers each line on stdin with a line of JSON: `step` with the seconds of
-one step and its task losses, `end` with the largest resident memory in MiB.
+options are settings of the bi-level step. Answers each line on stdin with a line of JSON: `step` with the wall and
+processor seconds of one step and its task losses, `end` with the largest resident memory in MiB.
 """
 
 from __future__ import annotations
@@ -99,9 +99,10 @@ def main(kind: str, preset: str, side: int, batch: int, threads: int, settings: 
         if line.strip() == "end":
             print(json.dumps({"peak_mib": neighbour("one_detector").peak_mib()}), flush=True)
             return
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         losses = step()
-        print(json.dumps({"seconds": time.perf_counter() - began, "losses": losses}), flush=True)
+        seconds = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - processor}
+        print(json.dumps({**seconds, "losses": losses}), flush=True)
 
 
 if __name__ == "__main__":
