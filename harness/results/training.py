@@ -92,7 +92,7 @@ class TrainingFolder:
 def file_name(text: str) -> str:
     """A recipe's name as the name of a folder; a changed one carries a digest, so that none collide."""
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", text).strip(".")[:60]
-    return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return safe if safe == text and safe else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _flat(value: Any, name: str, out: dict[str, Any]) -> None:
@@ -178,7 +178,7 @@ def read_training(folder: Path) -> TrainingFolder:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise DataError(f"no record of a training: {key}: {first['msg']}", folder / RECORD) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the record cannot be read: {error}", folder / RECORD) from None
     return TrainingFolder(folder, record, *(_table(folder / name, needed) for name, needed in TABLES.items()))
 
