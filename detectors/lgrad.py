@@ -109,6 +109,10 @@ class GradientImage(Transform):
 class GradientLogit(ResNetLogit):
     """A ResNet-50's logit of a gradient image at its own 256×256, with ImageNet's mean and deviation."""
 
+    def training_preprocess(self) -> Callable[[np.ndarray], Tensor]:
+        """ImageNet's mean and deviation."""
+        return Normalise(IMAGENET_MEAN, IMAGENET_STD)
+
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen network as a function of maps `[B, 3, 256, 256]` uint8 → `[B, 1]` float32.
 

@@ -85,6 +85,11 @@ class ResNetLogit(Extractor):
         """Of the network with one output."""
         return resnet_parameters(1, **SIZES[self.network])
 
+    def training_preprocess(self) -> Callable[[np.ndarray], Tensor] | None:
+        """What `load` does to its input before the network, for `select` images in training; None: the detector's
+        preprocess has done it."""
+        return None
+
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """The frozen network as a function `[B, 3, H, W]` → `[B, 1]` float32.
 

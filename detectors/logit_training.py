@@ -61,6 +61,7 @@ class ResNetLogitStep(SupervisedStep):
         super().__init__(
             ResNet(1, **self.sizes),
             images,
+            preprocess=extractor.training_preprocess(),
             augment=augmentations(_settings(settings).augment),
             train_preprocess=Normalise(IMAGENET_MEAN, IMAGENET_STD),
             rename=self._renamed,

@@ -124,6 +124,7 @@ def train(
     allow_outside: AllowOutside = False,
     device: Device = "auto",
     store: StoreOption = Path(".blades-store"),
+    weights_root: WeightsRoot = Path("pretrained"),
     tracking_uri: Tracking = None,
     as_json: Json = False,
 ) -> None:
@@ -136,7 +137,7 @@ def train(
     done = train_one(TrainRequest(
         recipe=recipe, data_root=data_root, profile=profile, out=out, export=export, settings=tuple(set_ or ()),
         every=every, threads=threads, workers=workers, device=device, allow_outside=allow_outside, store=store,
-       
+        weights_root=weights_root,
         tracking_uri=tracking_uri,
     ))  # fmt: skip
     say(done.document(), as_json, done.text())

@@ -40,6 +40,7 @@ class TrainRequest:
     device: str = "auto"
     allow_outside: bool = False
     store: Path = Path(".blades-store")
+    weights_root: Path = Path("pretrained")
     tracking_uri: str | None = None
 
 
@@ -161,7 +162,7 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     root = _root(request, say)
     source, reader = _source(recipe, root, request, say)
     threads = request.threads or len(os.sched_getaffinity(0))
-    work = recipe_work(recipe, source, {}, threads, with_device(request.device))
+    work = recipe_work(recipe, source, {}, threads, with_device(request.device), request.weights_root)
     stored = trained_weights(work, store) is not None
     pin_numerics(threads)
     made = train_recipe(work, store, _pixels(reader), say, threads, request.every)
