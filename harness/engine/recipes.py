@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from harness.api.contract import Chain, Extractor, Preprocess, Transform, Weights
 from harness.api.errors import ConfigError, StoreError, WeightsError
@@ -21,9 +23,6 @@ from harness.engine.rows import recipe_protocol, start_weights
 from harness.engine.source import source_digest
 from harness.engine.training_data import ReadRow, TrainingSource
 from harness.results.store import Store
-
-if TYPE_CHECKING:
-    pass
 
 PIXELS = "pixels"  # folder of the store that holds caches of decoded images
 TRAINING = "training"  # folder of the store that holds checkpoints of trainings under way

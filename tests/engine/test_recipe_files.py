@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from harness.api.contract import Transform, Weights
 from harness.api.errors import ConfigError, WeightsError
+from harness.api.preprocess import to_tensor
+from harness.api.training import TrainingImages
+from harness.api.weights import ResolvedWeights
+from harness.engine.recipes import mapped
 from harness.engine.rows import absent_starts, load_recipe, start_weights
 
 BASE = """
@@ -55,3 +63,35 @@ def test_files_to_start_from_are_looked_for_below_the_weights_root(tmp_path: Pat
     second = start_weights(recipe, root)["image"]
     assert second.path == root / "eal" / "wrapper.pth.safetensors"
     assert first.identity != second.identity
+
+
+class Half(Transform):
+    """Twice the absolute value of an image in [-1, 1], as 8 bits; ``wide`` gives floats instead."""
+
+    slots = ("network",)
+
+    def __init__(self, wide: bool = False) -> None:
+        self.wide = wide
+
+    def load(self, weights: Weights, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def made(images: torch.Tensor) -> torch.Tensor:
+            values = (images.abs() * 255).round()
+            return values if self.wide else values.to(torch.uint8)
+
+        return made
+
+
+def test_a_detector_that_reads_maps_trains_on_maps() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
+    images = TrainingImages(
+        read=lambda split, i: pixels, labels={}, generators={}, digests={"train": ["a"]},
+        preprocess=lambda p: to_tensor(p) * 2 - 1,
+    )  # fmt: skip
+    weights = {"network": ResolvedWeights("random", "random:0")}
+    found = mapped(images, (Half(),), weights, "cpu")
+    assert np.array_equal(found.read("train", 0), np.abs(2.0 * pixels - 255).round().astype(np.uint8))
+    assert found.inputs([found.read("train", 0)]).max() <= 1
+    with pytest.raises(ConfigError, match="maps of float32"):
+        mapped(images, (Half(wide=True),), weights, "cpu").read("train", 0)
+    with pytest.raises(WeightsError, match="slot network"):
+        mapped(images, (Half(),), {}, "cpu")
