@@ -253,12 +253,14 @@ class Plateau(Watched):
 
 class RecipeData(BaseModel):
     """Where a recipe's images lie: ``suite``: the photographs of the suite's data root (`train`, `outer`, `select`);
-    ``released``: the released training layout (FDF) at or below it. ``vocabulary`` names the shipped classes that raw
-    EXIF of the older layout is mapped to."""
+    ``released``: the released training layout (FDF) at or below it, with its own label file or the one of that folder
+    that ``labels`` names (five levels, say). ``vocabulary`` names the shipped classes that raw EXIF of the older layout
+    is mapped to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layout: Literal["suite", "released"] = "suite"
+    labels: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+\.json$")
     vocabulary: str = Field(default="blades", pattern=r"^[a-z0-9_]+$")
 
 

@@ -148,7 +148,9 @@ def released_faces(recipe: Recipe, root: Path, progress: Callable[[int, int], No
 
     vocabulary = load_vocabulary(suites_folder() / "exif" / f"{recipe.data.vocabulary}.yaml")
     levels = int(recipe.settings.get("levels", 3))
-    table = open_fdf(root, old_labels=labels_from_exif(vocabulary, levels), progress=progress)
+    table = open_fdf(
+        root, labels=recipe.data.labels, old_labels=labels_from_exif(vocabulary, levels), progress=progress
+    )
     if recipe.max_images is not None:
         table = table.head("train", recipe.max_images)
     if len(table.rows("train")) == 0:

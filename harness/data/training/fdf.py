@@ -96,6 +96,7 @@ def open_fdf(
     path: Path,
     *,
     rule: SplitRule = FACE_SPLITS,
+    labels: str | None = None,
     old_labels: Callable[[Path], TagLabels] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FaceTable:
@@ -109,6 +110,7 @@ def open_fdf(
     Args:
         path: the folder, or one that holds it.
         rule: shares of the splits; `train_lines` is not read.
+        labels: another label file, by its name in the folder.
         old_labels: turns the older folder of EXIF files into labels whose ids are photo ids (`labels_from_exif`);
             needed for that layout.
         progress: called with (files read, files in all).
@@ -121,6 +123,10 @@ def open_fdf(
         raise DataError(
             f"no released training layout: {FACES} is not there", path, "name the folder that holds FDF/ (README, Data)"
         )
+    if labels is not None:
+        if not (found.root / labels).is_file():
+            raise DataError("the label file is not there", found.root / labels, "make it with `harness data exif`")
+        found = found._replace(labels=found.root / labels)
     files = _images(found.root / FACES)
     notes: list[str] = []
     names, tags, levels = _labelled(found, files, old_labels, notes)

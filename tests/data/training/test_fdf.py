@@ -86,6 +86,18 @@ def test_the_older_layout_goes_through_the_map_of_names(fdf_root: Path) -> None:
         open_fdf(fdf_root, old_labels=old)
 
 
+def test_another_label_file_of_the_folder_can_be_named(fdf_root: Path) -> None:
+    items = json.loads((fdf_root / LABELS).read_text())
+    for item in items.values():
+        item["EXIF_ordinal"] = {"ISO": "ultra-high"}
+    (fdf_root / "five.json").write_text(json.dumps(items))
+    table = open_fdf(fdf_root, labels="five.json")
+    assert table.tag_levels == 5
+    assert set(table.tags["iso"].tolist()) == {4}
+    with pytest.raises(DataError, match="label file is not there"):
+        open_fdf(fdf_root, labels="six.json")
+
+
 def test_the_older_layouts_exif_becomes_levels_and_classes(fdf_root: Path) -> None:
     (fdf_root / LABELS).unlink()
     folder = fdf_root / "fdf_ccby2_exif_update_filtered_v2"
