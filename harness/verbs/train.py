@@ -47,7 +47,8 @@ class TrainRequest:
 @dataclass(frozen=True)
 class TrainDone:
     """What a training gave: the recipe's key, the weights file and its sha256, metrics on `select`, steps, the
-    training folder, and the command that opens MLflow (None where nothing was logged)."""
+    training folder, the command that opens MLflow (None where nothing was logged), and what a suite calls the recipe
+    (None where ``--set`` changed it)."""
 
     recipe: str
     key: str
@@ -58,6 +59,7 @@ class TrainDone:
     trained: bool = True
     folder: Path | None = None
     ui_command: str | None = None
+    named: str | None = None
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -75,7 +77,8 @@ class TrainDone:
         lines += [f"MLflow:     {self.ui_command}"] if self.ui_command else []
         if not self.trained:
             lines.append("the store had it: nothing was trained")
-        lines.append(f"use it:     `weights: recipe:{self.recipe}` in a suite on the same data, or the file anywhere")
+        recipe = f"`weights: recipe:{self.named}` in a suite on the same data, or " if self.named else ""
+        lines.append(f"use it:     {recipe}the file as weights anywhere")
         return "\n".join(lines)
 
 
@@ -176,7 +179,8 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     say(Event("note", {"text": f"recipe {recipe.recipe}: done ({clock(time.monotonic() - began)})"}))
     steps, metrics = len(entry.get("history", ())), entry.get("metrics", {})
     path = made.path if export is None else export
-    return TrainDone(recipe.recipe, work.key, path, entry["sha256"], metrics, steps, not stored, folder, ui)
+    named = None if request.settings else request.recipe
+    return TrainDone(recipe.recipe, work.key, path, entry["sha256"], metrics, steps, not stored, folder, ui, named)
 
 
 def record_training(
