@@ -78,7 +78,7 @@ class _Training:
     def of(cls, folder: Path) -> _Training:
         read = read_training(folder)
         files = [folder / name for name in (RECORD, *TABLES)]
-        files += sorted(p for p in (folder / "figures").glob("*.png") if p.is_file())
+        files += sorted(p for p in (folder / "figures").glob("*.png") if p.is_file() and not p.is_symlink())
         digests = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
         marks = [f"{p.relative_to(folder).as_posix()} {digest}" for p, digest in digests.items()]
         points = hashlib.sha256("".join(digests[folder / name] for name in TABLES).encode()).hexdigest()

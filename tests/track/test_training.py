@@ -16,7 +16,7 @@ from training_support import KEY, SHA, entry, history
 
 from harness.api.errors import DataError
 from harness.results.training import write_training
-from harness.track import TrackingError, default_tracking_uri, training
+from harness.track import TrackingError, default_tracking_uri, log_run, training
 from harness.track.training import log_training
 from reports.training import make_training_figures
 
@@ -81,6 +81,22 @@ def test_artifacts_are_the_record_the_tables_and_the_figures(tmp_path: Path, sto
     assert names == {"training.json", "history.csv", "speed.csv", "select.csv", "figures"}
     figures = {f.path for f in client.list_artifacts(result.run_id, "figures")}
     assert figures == {"figures/losses.png", "figures/lambda.png"}
+
+
+def test_a_link_to_another_file_is_not_sent(tmp_path: Path, store: str) -> None:
+    folder = write(tmp_path / "linked", "linked")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "figures" / "more.png").symlink_to(tmp_path / "secret")
+    result = log_training(folder, store)
+    names = {f.path for f in MlflowClient(tracking_uri=store).list_artifacts(result.run_id, "figures")}
+    assert "figures/more.png" not in names
+
+
+def test_a_run_that_trained_takes_its_trainings_along(run_folder: Path, store: str) -> None:
+    write(run_folder / "training" / "lam")
+    result = log_run(run_folder, store)
+    client = MlflowClient(tracking_uri=store)
+    assert "training/lam/history.csv" in {f.path for f in client.list_artifacts(result.run_id, "training/lam")}
 
 
 def test_logging_twice_changes_nothing_and_takes_no_batch(
