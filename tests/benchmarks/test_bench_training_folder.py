@@ -24,7 +24,7 @@ STEPS, TASKS = 83_340, tuple(f"task{i}" for i in range(11))
 
 @pytest.mark.slow
 def test_a_training_as_long_as_the_papers(benchmark, tmp_path: Path) -> None:
-    """Expected: all of it below a minute of processor time, logging again below a tenth of logging (docs/benchmarks.md)."""
+    """Expected: below a minute of processor time in all, logging again a tenth of logging (docs/benchmarks.md)."""
     made = entry(STEPS, tasks=TASKS, audit=500)
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     log_training(write_training(tmp_path / "first", "0" * 64, entry(2)).folder, store)  # the store is made before
