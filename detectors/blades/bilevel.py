@@ -47,7 +47,8 @@ def hypergradient(
     difference is eq. 18: (ℓ(θ + εv) − ℓ(θ − εv)) / 2ε, two forwards without a graph. Where v = 0, so is the result.
 
     Args:
-        task_losses: parameters → ℓ `[K]`; for the exact method every operation in it needs a forward-mode derivative.
+        task_losses: parameters → ℓ `[K]`; for the exact method every operation in it needs a forward-mode derivative
+            (BatchNorm in training mode: inside `encoder.batch_statistics_only`; attention: written out).
         outer_loss: parameters → scalar.
         params: name → θ; read only.
         weights: λ `[K]`.

@@ -6,9 +6,10 @@ many of a text tower with 77 tokens a prompt; ours 4 forwards (difference) or ab
 the larger half of a released step at batch 16 and a third at batch 48. Bars: at batch 16 at least 3 times as fast with
 the difference and 2.4 times exact, at batch 48 twice and 1.7 times; at most 0.6 times the memory.
 
-Each kind is a process of its own, with the same allocator settings; steps of the kinds take turns, and the ratio is the
-median over the turns. BILEVEL_BENCH says which: `BILEVEL_BENCH=16,48` for the paper's encoder at these batch sizes, by
-default a tiny encoder that shows that it works. BILEVEL_TURNS (5) and BILEVEL_OPTIONS (`precision=bf16`, ...) too.
+Each kind is a process of its own, with the same settings of the C library's allocator (BILEVEL_ALLOCATOR: `default`,
+`trim` or `keep`); steps of the kinds take turns, and the ratio is the median over the turns. BILEVEL_BENCH says which:
+`BILEVEL_BENCH=16,48` for the paper's encoder at these batch sizes, by default a tiny encoder that shows that it works.
+BILEVEL_TURNS (5) and BILEVEL_OPTIONS (`precision=bf16`, ...) too.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ KINDS = ("released", "difference", "exact")
 BATCHES = [int(b) for b in os.environ.get("BILEVEL_BENCH", "").split(",") if b]
 TURNS = int(os.environ.get("BILEVEL_TURNS", "5"))
 OPTIONS = os.environ.get("BILEVEL_OPTIONS", "").split()
-# memory that is freed goes back at once, for all alike: what counts is what is in use
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+ALLOCATORS = {
+    "default": {},  # what a user has; freed memory is partly kept
+    "trim": {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"},  # freed memory goes back at once
+    "keep": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"},  # freed memory is used again
+}
+ALLOCATOR = os.environ.get("BILEVEL_ALLOCATOR", "default")
 
 
 @contextmanager
@@ -40,7 +45,7 @@ def worker(kind: str, preset: str, side: int, batch: int, threads: int) -> Itera
     script = str(Path(__file__).with_name("one_bilevel.py"))
     process = subprocess.Popen(
         [sys.executable, script, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, **ALLOCATOR, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **ALLOCATORS[ALLOCATOR], "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     try:
         yield process
@@ -75,7 +80,8 @@ def test_a_step_against_the_released_procedure(benchmark, batch: int) -> None:
             turns.append({kind: ask(process, "step")["seconds"] for kind, process in processes.items()})
             print(batch, {kind: round(seconds, 2) for kind, seconds in turns[-1].items()}, flush=True)
         peaks = {kind: ask(process, "end")["peak_mib"] for kind, process in processes.items()}
-    result: dict[str, object] = {"batch": batch, "encoder": preset, "threads": threads, "turns": TURNS}
+    result: dict[str, object] = {"batch": batch, "encoder": preset, "threads": threads, "turns": TURNS,
+                                "allocator": ALLOCATOR}  # fmt: skip
     for kind in KINDS:
         result[f"{kind}_seconds"] = round(statistics.median(turn[kind] for turn in turns), 2)
         result[f"{kind}_peak_mib"] = peaks[kind]
