@@ -1,14 +1,14 @@
 """A simulated camera: what it is set to (true EXIF), and what lens, sensor and processing make of a scene.
 
 Four settings leave physical traces in the picture, as they do in real photographs: ISO (shot and read noise of
-the mosaic, before demosaicing), aperture (depth of field, sharpness of the lens), focal length (with it the
-distance, hence the face's perspective, and depth of field) and exposure time (shake, brightness). Maker, metering
-mode, exposure mode, exposure programme and white-balance mode leave none.
+the mosaic, before demosaicing), aperture (depth of field, sharpness of the lens, dark corners wide open), focal
+length (with it the distance, hence the face's perspective, depth of field, dark corners of short lenses) and exposure
+time (shake). Maker, metering mode, exposure mode, exposure programme and white-balance mode leave none.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -43,21 +43,30 @@ class Settings:
     exposure_program: str
     white_balance: str
 
-    def exif(self) -> dict[str, object]:
-        """The tags by their EXIF names (`bias` is not recorded: it is what metering got wrong)."""
-        names = {
-            "iso": "ISO",
-            "aperture": "Aperture",
-            "exposure_time": "Exposure Time",
-            "focal_length": "Focal Length",
-            "make": "Make",
-            "metering_mode": "Metering Mode",
-            "exposure_mode": "Exposure Mode",
-            "exposure_program": "Exposure Program",
-            "white_balance": "White Balance Mode",
+    def exif(self) -> dict[str, str]:
+        """The nine tags as text, names and form of the older released files (`"F2.8"`, `"1/60 sec"`, `"18.0 mm"`).
+
+        `bias` is not among them: it is what metering got wrong. Source: METHOD "File formats of the released data".
+        """
+        return {
+            "ISO Speed Ratings": str(self.iso),
+            "Aperture Value": f"F{self.aperture:g}",
+            "Exposure Time": f"1/{round(1 / self.exposure_time)} sec",
+            "Focal Length": f"{self.focal_length:.1f} mm",
+            "Make": self.make,
+            "Metering Mode": self.metering_mode,
+            "Exposure Mode": self.exposure_mode,
+            "White Balance Mode": self.white_balance,
+            "Exposure Program": self.exposure_program,
         }
-        values = asdict(self)
-        return {name: values[key] for key, name in names.items()}
+
+
+def forget_tags(exif: dict[str, str], rng: np.random.Generator, share: float = 0.05) -> dict[str, str]:
+    """What is left of the tags: `share` of the photographs lack one of them (one in four of these, two)."""
+    if rng.random() >= share:
+        return dict(exif)
+    lost = rng.choice(sorted(exif), size=2 if rng.random() < 0.25 else 1, replace=False)
+    return {name: value for name, value in exif.items() if name not in lost}
 
 
 def draw_settings(rng: np.random.Generator) -> Settings:
@@ -77,11 +86,11 @@ def draw_settings(rng: np.random.Generator) -> Settings:
         focal_length=float(rng.choice(_FOCAL_LENGTHS)),
         bias=float(np.clip(stops[choice] - wanted, -1.0, 1.0) + rng.normal(0, 0.22)),
         make=str(rng.choice(MAKERS)),
-        metering_mode=str(rng.choice(["Multi-segment", "Center-weighted average", "Spot"], p=[0.6, 0.25, 0.15])),
-        exposure_mode=str(rng.choice(["Auto", "Manual", "Auto bracket"], p=[0.75, 0.22, 0.03])),
+        metering_mode=str(rng.choice(["Multi-segment", "Center-weighted", "Spot"], p=[0.6, 0.25, 0.15])),
+        exposure_mode=str(rng.choice(["Auto", "Manual", "Auto-bracketing"], p=[0.75, 0.22, 0.03])),
         exposure_program=str(
             rng.choice(
-                ["Program AE", "Aperture-priority AE", "Shutter speed priority AE", "Manual"], p=[0.35, 0.35, 0.1, 0.2]
+                ["Normal Program", "Aperture Priority", "Shutter Priority", "Manual Control"], p=[0.35, 0.35, 0.1, 0.2]
             )
         ),
         white_balance=str(rng.choice(["Auto", "Manual"], p=[0.8, 0.2])),
@@ -110,6 +119,19 @@ def _shake(length: float, angle: float) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
+def _falloff(settings: Settings, size: int) -> np.ndarray:
+    """How much light the lens lets through to each place, `[size, size, 1]` float32, 1 in the middle.
+
+    The cosine's fourth power for a picture of 17 mm across its diagonal, and the barrel's shadow, which grows with
+    the pupil's area and is gone by about F5.6.
+    """
+    axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+    square = (axis[:, None] ** 2 + axis[None, :] ** 2) / 2
+    slope = (8.5 / settings.focal_length) ** 2
+    barrel = 0.45 * (1.8 / settings.aperture) ** 2
+    return ((1 - barrel * square**1.5) / (1 + slope * square) ** 2)[..., None].astype(np.float32)
+
+
 def _optics(scene: Scene, settings: Settings, size: int, rng: np.random.Generator) -> np.ndarray:
     """The image on the sensor, `[size, size, 3]` float32 linear light."""
     side = scene.face.shape[0]
@@ -123,11 +145,11 @@ def _optics(scene: Scene, settings: Settings, size: int, rng: np.random.Generato
     wide_open, diffraction = 0.55 / settings.aperture, 0.045 * settings.aperture
     sigma = (0.35 + np.hypot(wide_open, diffraction)) * side / size
     image = cv2.GaussianBlur(image, (0, 0), sigma)
-    length = float(np.clip(settings.exposure_time * settings.focal_length * rng.exponential(0.9), 0, 5))
+    length = float(np.clip(settings.exposure_time * settings.focal_length * rng.exponential(1.3), 0, 6))
     if length > 0.3:
         kernel = _shake(length * side / size, rng.uniform(0, np.pi))
         image = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT)
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) * _falloff(settings, size)
 
 
 def _sensor(light: np.ndarray, settings: Settings, rng: np.random.Generator) -> np.ndarray:

@@ -174,7 +174,9 @@ def hair_level(face: Identity, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         + ((t - 0.14) / (face.hairline + 0.02)) ** 2
     )
     below = (face.hair_low - t) * 3.0 + np.clip(np.abs(s) - 0.7, 0, 1) * 1.5
-    return np.minimum(opening - 1.0, below)
+    # Long hair falls behind the jaw instead of closing under the chin like a hood.
+    behind_jaw = (np.abs(s) - 0.50) * 3.0 + (0.26 - t) * 4.0
+    return np.minimum(np.minimum(opening - 1.0, below), behind_jaw)
 
 
 def relief(face: Identity) -> np.ndarray:

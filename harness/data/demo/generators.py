@@ -20,9 +20,9 @@ from harness.api.errors import ConfigError, WeightsError
 from harness.data.demo.face import stream
 
 if TYPE_CHECKING:
-    from harness.data.demo.networks import ConvGan, VqAutoencoder
+    from harness.data.demo.networks import Generator
 
-GENERATORS = ("convgan", "vqvae")
+GENERATORS = ("convgan", "vqvae", "latentdiff", "pixeldiff")
 """Names of the generators, which are also their folders in the corpus."""
 
 WEIGHTS = Path(str(files("harness.data.demo") / "weights"))
@@ -37,14 +37,14 @@ def weights_path(name: str) -> Path:
 
 
 @lru_cache(maxsize=8)
-def load_generator(name: str, path: Path | None = None) -> ConvGan | VqAutoencoder:
+def load_generator(name: str, path: Path | None = None) -> Generator:
     """The generator's network with its weights (the committed ones, or those of `path`), in evaluation mode.
 
     Raises WeightsError when the file is missing, too large, or does not fit the network exactly.
     """
     from safetensors.torch import load_file
 
-    from harness.data.demo.networks import ConvGan, VqAutoencoder
+    from harness.data.demo.networks import NETWORKS
 
     path = weights_path(name) if path is None else path
     retrain = "python -m harness.data.demo.train_generators --out DIR makes them again"
@@ -52,7 +52,7 @@ def load_generator(name: str, path: Path | None = None) -> ConvGan | VqAutoencod
         raise WeightsError(f"the weights of demo generator {name!r} are missing", path, retrain)
     if path.stat().st_size > MAX_BYTES:
         raise WeightsError(f"the weights of demo generator {name!r} are larger than 2 MB", path, retrain)
-    network = ConvGan() if name == "convgan" else VqAutoencoder()
+    network = NETWORKS[name]()
     found, wanted = load_file(path), network.state_dict()
     wrong = sorted(
         key
@@ -82,19 +82,10 @@ def generate(name: str, index: int, *, seed: int = 2024, size: int = 128, weight
     """Picture number `index` of a generator: `[size, size, 3]` uint8 RGB; made at 128 pixels, resized if asked."""
     import torch
 
-    from harness.data.demo.networks import ConvGan
-
     network = load_generator(name, weights)
-    rng = stream(seed, "generator", name, index)
     with _one_thread():
-        if isinstance(network, ConvGan):
-            # Latents are drawn a little narrower than in training: fewer odd faces, less variety.
-            z = torch.from_numpy((0.85 * rng.standard_normal((1, network.latent))).astype(np.float32))
-            picture = network(z, torch.from_numpy(rng.standard_normal((1, 1, 128, 128), np.float32)))
-        else:
-            codes = network.sample_codes(torch.from_numpy(rng.random(network.grid**2)))
-            picture = network.decode(network.latents(codes))
-        array = ((picture[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+        picture = network.sample(stream(seed, "generator", name, index))
+        array = ((picture.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     if size != array.shape[0]:
         how = cv2.INTER_AREA if size < array.shape[0] else cv2.INTER_CUBIC
         array = cv2.resize(array, (size, size), interpolation=how)

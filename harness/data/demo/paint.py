@@ -96,13 +96,19 @@ def _eye(
     albedo = albedo * (1 - 0.38 * crease - 0.13 * bag)
     gaze = 0.10 * float(np.sin(face.texture_seed))
     round_eye = np.sqrt((x - gaze) ** 2 + (y + 0.04) ** 2)
-    white = np.array([0.66, 0.62, 0.58], np.float32)[:, None] * (1 - 0.30 * x * x - 0.30 * smooth_step(y - lid, 0.2, 0))
+    # Lids shade the eyeball, and a white beside dark skin must not blaze when the meter opens up for the skin.
+    bright = 0.62 + 0.38 * float(np.clip(face.skin.mean() / 0.4, 0, 1))
+    white = (
+        bright
+        * np.array([0.56, 0.52, 0.49], np.float32)[:, None]
+        * (1 - 0.30 * x * x - 0.30 * smooth_step(y - lid, 0.2, 0))
+    )
     rim = smooth_step(round_eye, 0.28, 0.40)
     colour = face.iris[:, None] * (1.25 - 0.75 * rim)
     eye = _mix(white, colour, smooth_step(round_eye, 0.44, 0.38))
     eye = _mix(eye, np.full(3, 0.006, np.float32), smooth_step(round_eye, 0.20, 0.15))
     spot = np.sqrt((x - gaze - 0.16 * light[0]) ** 2 + (y + 0.06 - 0.16 * light[1]) ** 2)
-    eye = _mix(eye, np.full(3, 1.6, np.float32), 0.9 * smooth_step(spot, 0.13, 0.07))
+    eye = _mix(eye, np.full(3, 1.2 * bright, np.float32), 0.8 * smooth_step(spot, 0.12, 0.05))
     albedo = _mix(albedo, eye, inside)
     lash = np.exp(-0.5 * ((y - lid + 0.02) / 0.060) ** 2) * smooth_step(1.08 - np.abs(x), 0, 0.12)
     under = np.exp(-0.5 * ((y - low) / 0.05) ** 2) * smooth_step(1.0 - np.abs(x), 0, 0.2)
@@ -137,5 +143,7 @@ def hair_colour(face: Identity, s: np.ndarray, t: np.ndarray) -> tuple[np.ndarra
     angle = np.arctan2(t + 0.62, s - face.hair_part) / (2 * np.pi)
     reach = np.hypot(t + 0.62, s - face.hair_part)
     strands = _texture(face, 6, 128, angle * 1.6, reach * 0.12) + 0.6 * _texture(face, 7, 60, angle, reach * 0.3)
-    cover = smooth_step(hair_level(face, s, t) + 0.03 * strands, -0.01, 0.075)
-    return np.clip(face.hair[:, None] * (1 + 0.30 * strands), 0.002, None).astype(np.float32), cover
+    # The tips are ragged on the forehead and nearly smooth beside the face, where strands run along the edge.
+    tips = 0.010 + 0.020 * smooth_step(t, 0.0, -0.25)
+    cover = smooth_step(hair_level(face, s, t) + tips * strands, -0.01, 0.075)
+    return np.clip(face.hair[:, None] * (1 + (0.18 + 4 * tips) * strands), 0.002, None).astype(np.float32), cover

@@ -294,12 +294,20 @@ def _paint_body(
             stripes = 1 + 0.4 * face.cloth_stripes * np.sign(np.sin(point[1] * 34))
             albedo = face.cloth[:, None] * np.clip(stripes, 0.1, None)
         elif name == "hair":
-            strand = np.sin(point[0] * 61 + 3 * np.sin(point[1] * 2.1)) + np.sin(point[0] * 143 + 1.3)
-            albedo = face.hair[:, None] * (1 + 0.22 * strand)
+            albedo = face.hair[:, None] * np.clip(1 + 0.20 * _locks(face, point), 0.15, None)
         elif name == "neck":
             lit = 0.25 + 0.75 * smooth_step(point[1], 0.9, 1.5)
         shade = _lambert(normal, towards, lit, setting, np.full(3, 0.15, np.float32))
         colour[:, front] = np.maximum(albedo * shade, 1e-6)
+
+
+def _locks(face: Identity, point: np.ndarray) -> np.ndarray:
+    """Light and dark `[N]` of hair that falls down: uneven across (`point[0]`), slowly changing along (`point[1]`)."""
+    grain = noise_map(np.random.default_rng([face.texture_seed, 8]), 256, 90)
+    x = (point[0] + 0.05 * np.sin(point[1] * 2.1 + face.texture_seed % 7)) * 0.33 + 0.5
+    y = point[1] * 0.05 + 0.3
+    broad, fine = (lookup(grain, (k * x % 1.0) * 255, np.clip(y * k, 0, 1) * 255) for k in (0.6, 1.0))
+    return 0.8 * broad + 0.8 * fine
 
 
 def _project(face: Identity, radius: np.ndarray, turn: np.ndarray, setting: Setting) -> np.ndarray:
