@@ -149,7 +149,7 @@ def recipe_protocol(recipe: Recipe) -> Protocol:
 
 def _random(text: str, row: str) -> ResolvedWeights:
     _, _, seed = text.partition(":")
-    if seed and not seed.isdigit():
+    if seed and not seed.isdecimal():
         raise ConfigError(f"row {row!r}: {text!r}: the seed after 'random:' must be a whole number")
     number = int(seed or 0)
     return ResolvedWeights("random", f"random:{number}", seed=number, label=f"random weights, seed {number}")

@@ -79,7 +79,7 @@ def slots_of(weights: Sequence[str]) -> str | dict[str, str] | None:
 def _batch(text: str | None) -> int | None:
     if text is None or text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch-size {text!r}", fix="a whole number of at least 1, or auto")
     return int(text)
 

@@ -130,7 +130,7 @@ def _settings(request: RunRequest, suite: Suite) -> Settings:
         raise ConfigError(f"unknown engine {request.engine!r}", fix=f"use {', '.join(ENGINES)}")
     batch = None
     if request.batch_size is not None and request.batch_size != "auto":
-        if not request.batch_size.isdigit() or int(request.batch_size) < 1:
+        if not request.batch_size.isdecimal() or int(request.batch_size) < 1:
             raise ConfigError(f"--batch-size {request.batch_size!r}", fix="a whole number of at least 1, or auto")
         batch = int(request.batch_size)
     threads = request.threads or suite.execution.threads or len(os.sched_getaffinity(0))

@@ -235,7 +235,7 @@ def _remove_leftovers(out: Path) -> None:
     """Throws away what killed builds of `out` left (a build that still runs keeps its folder)."""
     for folder in out.parent.glob(f".{out.name}.building-*"):
         owner = folder.name.rpartition("-")[2]
-        if owner.isdigit() and int(owner) != os.getpid() and not Path(f"/proc/{owner}").exists():
+        if owner.isdecimal() and int(owner) != os.getpid() and not Path(f"/proc/{owner}").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 

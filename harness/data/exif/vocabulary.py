@@ -117,7 +117,7 @@ class TagVocabulary(_Frozen):
             shown, odd = values.text(raw)
             if not normalise(shown):  # dashes or dots in place of a value
                 raise values.Fault("blank")
-            if not shown.isdigit() or len(shown) > 5:
+            if not (shown.isascii() and shown.isdecimal()) or len(shown) > 5:
                 return self._of_text(shown, tuple(odd))
             return self._of_code(int(shown), tuple(odd))
         number = values.quantity(raw).value

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.api.errors import ConfigError
@@ -90,6 +90,7 @@ def test_every_class_is_reached_by_its_own_name(vocabulary: Vocabulary) -> None:
 @given(st.sampled_from([t.name for t in TAGS if t.kind is Kind.CATEGORY]),
        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.tuples(st.integers())
        | st.tuples() | st.lists(st.none(), max_size=2))  # fmt: skip
+@example("make", b"\xb2")  # a superscript 2 is a digit and no number
 def test_anything_has_one_meaning_or_is_a_fault(vocabulary: Vocabulary, tag: str, raw: Any) -> None:
     words = vocabulary.tags[tag]
     try:
