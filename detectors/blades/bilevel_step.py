@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.blades.audit import audit_difference
 from detectors.blades.bilevel import BilevelResult, NotFinite, Params, bilevel_update
@@ -126,6 +126,9 @@ class BladesBilevelStep(BladesJointStep):
         super().start(seed, device)
         if not self.settings.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for layer in self.encoder.image.modules():
+            if isinstance(layer, nn.ReLU):  # nothing needs its input: BatchNorm and the sum before it keep their own
+                layer.inplace = True
         self.weight_vector = self.initial.to(device).clone().requires_grad_()
         self.weight_optimizer = torch.optim.Adam([self.weight_vector], lr=self.settings.lambda_lr)
         self.statistics = RunningStatistics(self.encoder)
