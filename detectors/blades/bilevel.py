@@ -202,6 +202,7 @@ def bilevel_update(
     method: Method = "exact",
     lagged: bool = False,
     inspect: Callable[[Params, Tensor], None] | None = None,
+    add_up: Callable[[Sequence[Tensor]], None] = lambda gradients: None,
 ) -> BilevelResult:
     """One whole step: virtual step, λ by its own optimiser, then θ by its own with the *new* λ (eqs. 14a-c).
 
@@ -218,6 +219,7 @@ def bilevel_update(
         weight_decay, method: as in `hypergradient`.
         lagged: θ is updated with the λ from before this step. Saves one backward and the kept graph; not eq. 14c.
         inspect: called with v and the derivative along it `[K]`, before λ moves (the audit).
+        add_up: sums gradients in place over processes that each see a part of the batches (losses are the whole's).
 
     Raises:
         NotFinite: a loss or gradient is not finite. Parameters, λ and both optimisers are as they were.
@@ -227,6 +229,7 @@ def bilevel_update(
     before = weights.detach().clone()
     values = _finite("loss", losses)
     gradients = gradients_of((before * losses).sum(), leaves, retain_graph=not lagged)
+    add_up(gradients)
     moved = gradients if not lagged else [g.clone() for g in gradients]
     theta = {name: p.detach() for name, p in parameters.items()}
     ahead = virtual_parameters(theta, dict(zip(names, moved, strict=True)), lr, weight_decay)
@@ -234,6 +237,7 @@ def bilevel_update(
         outer = passes.outer()
         [outer_value] = _finite("outer loss", outer.reshape(1))
         v = dict(zip(names, gradients_of(outer, leaves), strict=True))
+    add_up(list(v.values()))
     del ahead, moved
     if not lagged:
         del gradients
@@ -253,6 +257,7 @@ def bilevel_update(
             p.grad = g
     elif losses.requires_grad:
         (weights.detach() * losses).sum().backward()
+        add_up([p.grad for p in leaves if p.grad is not None])
     if not torch.isfinite(total_norm([p.grad for p in leaves if p.grad is not None])):
         optimizer.zero_grad(set_to_none=True)
         weights_optimizer.load_state_dict(undo)

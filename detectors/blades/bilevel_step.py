@@ -175,7 +175,7 @@ class BladesBilevelStep(BladesJointStep):
             TrainingError: a loss or gradient is not finite: names the step, the task and the images. Parameters, λ,
                 both optimisers and running statistics are as they were.
         """
-        self.encoder.train()
+        self._training_mode()
         parameters = {name: p for name, p in self.encoder.named_parameters() if p.requires_grad}
         passes = self._passes(batch)
         audit: dict[str, Any] = {}
@@ -193,6 +193,7 @@ class BladesBilevelStep(BladesJointStep):
                     lr=place.lr, factor=place.base_lr if self.protocol.outer_lr_scale == "constant" else place.lr,
                     weight_decay=self.protocol.virtual_weight_decay, method=self.protocol.hypergradient,
                     lagged=self.settings.lagged, inspect=look if due else None,
+                    **({} if self.world is None else {"add_up": self.world.sum_}),
                 )  # fmt: skip
         except NotFinite as error:
             raise self._stopped(error, batch, place) from None
@@ -206,11 +207,11 @@ class BladesBilevelStep(BladesJointStep):
         """
         layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         inner, outer = (part.inputs.to(self.device, memory_format=layout) for part in batch)
-        labels = {name: value.to(self.device) for name, value in batch.outer.labels.items()}
+        labels = {name: self._whole(value) for name, value in batch.outer.labels.items()}
         return NetworkPasses(
             self.encoder, self.statistics, self.modes,
             inner=((inner, self.tree), lambda logits: self.loss_vector(logits, batch.inner)),
-            outer=((outer, self.outer_tree), lambda logits: task_loss(self.outer_task, logits, labels)),
+            outer=((outer, self.outer_tree), lambda logits: task_loss(self.outer_task, self._gathered(logits), labels)),
         )  # fmt: skip
 
     def _told(self, result: BilevelResult, audit: dict[str, Any]) -> Update:

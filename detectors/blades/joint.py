@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.blades.config import EncoderConfig
 from detectors.blades.encoder import JointEncoder
@@ -51,6 +51,8 @@ class JointSettings(BaseModel):
             mirrored or not, turned, scaled, moved, recoloured), its twin in the same. Not in the paper: for corpora of
             hundreds of faces, which are else learnt by heart.
         workers: threads that make faces; changes nothing but the time.
+        freeze_batchnorm: BatchNorm uses its running statistics and leaves them alone: for pretrained towers, and for
+            several processes, whose parts of a batch have statistics of their own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +67,7 @@ class JointSettings(BaseModel):
     pairing: Literal["drawn", "twins"] = "drawn"
     augment: bool = False
     workers: int = Field(default=1, ge=1, le=64)
+    freeze_batchnorm: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> JointSettings:
@@ -204,6 +207,8 @@ class BladesJointStep(TrainStep):
         epoch += turn * TURN
         order = epoch_order(len(self._rows[split]), seed, epoch)
         rows = self._rows[split][order[place * size : (place + 1) * size]]
+        if self.world is not None:
+            rows = rows[self.world.part(len(rows))]
         if self.settings.pairing == "twins":
             rows, manipulated = np.tile(rows, 2), np.repeat([False, True], len(rows))
         else:
@@ -232,22 +237,40 @@ class BladesJointStep(TrainStep):
         return batch.names
 
     def losses(self, batch: JointBatch) -> dict[str, Tensor]:
-        """The loss of each task, in training mode (BatchNorm uses and records batch statistics)."""
-        self.encoder.train()
+        """The loss of each task, in training mode (BatchNorm uses and records batch statistics, unless frozen)."""
+        self._training_mode()
         inputs = batch.inputs.to(self.device, memory_format=torch.channels_last)
         vector = self.loss_vector(self.encoder(inputs, self.tokens), batch)
         return dict(zip(self.table.names, vector.unbind(), strict=True))
 
+    def _training_mode(self) -> None:
+        self.encoder.train()
+        if self.settings.freeze_batchnorm:
+            for module in self.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
     def loss_vector(self, logits: Tensor, batch: JointBatch) -> Tensor:
         """ℓ `[K]` of logits `[B, P]` for a batch's labels and masks, as the protocol wants it."""
+        labels = {name: self._whole(value) for name, value in batch.labels.items()}
+        masks = {name: self._whole(value) for name, value in batch.masks.items()}
         return task_losses(
-            logits,
-            {name: value.to(self.device) for name, value in batch.labels.items()},
-            {name: value.to(self.device) for name, value in batch.masks.items()},
+            self._gathered(logits),
+            labels,
+            masks,
             table=self.table,
             ranking_scale=self.protocol.ranking_scale,
             ranking_single=self.protocol.ranking_single,
         )
+
+    def _gathered(self, logits: Tensor) -> Tensor:
+        """Logits of the whole batch: over the processes that train together."""
+        return logits if self.world is None else self.world.gather(logits)
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """Labels or masks of the whole batch, on the device: over the processes that train together."""
+        values = values.to(self.device)
+        return values if self.world is None else self.world.gather_plain(values)
 
     def weights(self) -> Mapping[str, float]:
         """λ of each task, fixed."""

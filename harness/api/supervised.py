@@ -86,6 +86,8 @@ class SupervisedStep(TrainStep):
         """Images ``index * batch_size`` onwards of the epoch's order."""
         order = epoch_order(self.images.count("train"), seed, epoch)
         rows = order[index * batch_size : (index + 1) * batch_size]
+        if self.world is not None:
+            rows = rows[self.world.part(len(rows))]
         return self._load("train", rows, [self._augmented(int(i), seed, epoch) for i in rows])
 
     def _augmented(self, row: int, seed: int, epoch: int) -> Tensor:
@@ -110,7 +112,10 @@ class SupervisedStep(TrainStep):
     def losses(self, batch: SupervisedBatch) -> dict[str, Tensor]:
         """``{"loss": scalar}``, in training mode."""
         self.module.train()
-        return {"loss": self.loss(self.module(batch.inputs.to(self.device)), batch.labels.to(self.device))}
+        outputs, labels = self.module(batch.inputs.to(self.device)), batch.labels.to(self.device)
+        if self.world is not None:
+            outputs, labels = self.world.gather(outputs), self.world.gather_plain(labels)
+        return {"loss": self.loss(outputs, labels)}
 
     def evaluate(self, batch_size: int = 64) -> dict[str, float]:
         """On `select`: ``loss`` and, of one logit (> 0) or two (the larger), ``accuracy``; empty without images."""

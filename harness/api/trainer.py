@@ -39,6 +39,7 @@ from harness.api.errors import ConfigError
 from harness.api.events import Event, Listener, silent
 from harness.api.schedule import Schedule
 from harness.api.training import Place, Recipe, TrainStep, Update
+from harness.api.world import World
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def weighted_update(step: TrainStep, batch: Any, optimizer: torch.optim.Optimize
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if step.world is not None:
+        step.world.sum_(gradients)
     if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
         optimizer.zero_grad(set_to_none=True)
         raise place.stop(f"gradient is not finite (losses {values})", step.names(batch))
@@ -166,6 +169,10 @@ def train(
         Interrupted: a signal asked to stop; the checkpoint is written.
         StoreError: a checkpoint cannot be written.
 
+    Several processes (torchrun, Ray Train) train together where each calls this with equal arguments inside an
+    initialised process group: each works on its part of every batch, the losses are those of the whole, and parameters
+    stay equal. The first process alone writes checkpoints and tells. BatchNorm sees its own process's part.
+
     *Deviation*: weight decay is on every parameter, as released (FIDELITY A33), not on matrices alone.
     """
     with _isolated(recipe.seed, device, threads), ThreadPoolExecutor(1, "batches") as ahead:
@@ -180,6 +187,9 @@ class _Training:
     ) -> None:
         self.step, self.recipe, self.emit, self.where = step, recipe, emit, checkpoints
         self.cuda = torch.device(device).type == "cuda"
+        self.world = World.here()
+        self.world.part(recipe.batch_size)  # refuses a batch that cannot be shared
+        step.world = self.world if self.world.size > 1 else None
         step.start(recipe.seed, device)
         parameters = [p for p in step.parameters() if p.requires_grad]
         self.per_epoch = step.num_batches(recipe.batch_size)
@@ -206,10 +216,14 @@ class _Training:
                 self._loop(ahead, asked)
         else:
             self._loop(ahead, lambda: None)
-        ended = {"recipe": self.recipe.recipe, "steps": self.number, "images": self.images, "metrics": self.metrics}
-        self.emit(Event("train_end", {**ended, "seconds": time.perf_counter() - begun}))
+        if self.world.rank == 0:
+            self._told_end(begun)
         tensors = self.step.export() if self.best is None else self.best
         return TrainResult(tensors, self.history, self.metrics)
+
+    def _told_end(self, begun: float) -> None:
+        ended = {"recipe": self.recipe.recipe, "steps": self.number, "images": self.images, "metrics": self.metrics}
+        self.emit(Event("train_end", {**ended, "seconds": time.perf_counter() - begun}))
 
     def _loop(self, ahead: ThreadPoolExecutor, asked: Callable[[], str | None]) -> None:
         def prepared(number: int) -> Future[Any]:
@@ -225,17 +239,20 @@ class _Training:
             if self.number + 1 < self.steps:
                 waiting = prepared(self.number + 1)
             self._one(batch)
-            size, before = len(self.step.names(batch)), clock
+            size, before = len(self.step.names(batch)) * self.world.size, clock
             self.images, clock = self.images + size, time.perf_counter()
             self._tell(size / max(clock - before, 1e-9))
             epoch, place = divmod(self.number, self.per_epoch)
             if place == 0 and self.schedule.evaluates(epoch - 1):
                 self._evaluate(epoch)
             signal = asked()
-            if self.where is not None and (signal or self.number % self.where.every == 0):
+            stopping = self.world.any(signal is not None, str(self.step.parameters()[0].device))
+            if self.where is not None and (stopping or self.number % self.where.every == 0):
                 self._save()
-            if signal:
-                raise Interrupted(f"{signal}: stopped after step {self.number:,} of {self.steps:,}; run again to go on")
+            if stopping:
+                raise Interrupted(
+                    f"{signal or 'a signal'}: stopped after step {self.number:,} of {self.steps:,}; run again to go on"
+                )
 
     def _one(self, batch: Any) -> None:
         epoch = self.number // self.per_epoch
@@ -254,19 +271,22 @@ class _Training:
             **done.more,
         }
         self.history.append(row)
-        if self.log is not None:
+        if self.log is not None and self.world.rank == 0:
             self.log.add(row)
 
     def _tell(self, speed: float) -> None:
+        if self.world.rank:
+            return
         of = {"recipe": self.recipe.recipe, "steps": self.steps, "epochs": self.recipe.epochs}
         more = {"images_per_second": speed, "memory_mib": _peak_memory()}
         self.emit(Event("train_step", {**self.history[-1], **of, **more}))
         self.emit(Event("progress", {"stage": "train", "done": self.number, "total": self.steps, "unit": "steps"}))
 
     def _evaluate(self, epoch: int) -> None:
-        metrics = self.step.evaluate()
+        metrics = self.world.first(self.step.evaluate() if self.world.rank == 0 else None)
         here = {"recipe": self.recipe.recipe, "step": self.number, "epoch": epoch, "metrics": metrics}
-        self.emit(Event("train_eval", here))
+        if self.world.rank == 0:
+            self.emit(Event("train_eval", here))
         if self.schedule.take(metrics):
             self.metrics = metrics
             if self.recipe.early_stop is not None:
@@ -284,15 +304,22 @@ class _Training:
             "recipe": self.recipe.recipe, "schedule": self.schedule.state(), "images": self.images,
             "metrics": self.metrics, "best": self.best is not None,
         }  # fmt: skip
-        path = write_checkpoint(self.where, self.number, tensors, state, self.log)
-        self.emit(Event("checkpoint", {"recipe": self.recipe.recipe, "step": self.number, "path": str(path)}))
+        if self.world.rank == 0:
+            path = write_checkpoint(self.where, self.number, tensors, state, self.log)
+            self.emit(Event("checkpoint", {"recipe": self.recipe.recipe, "step": self.number, "path": str(path)}))
+        self.world.wait()
 
     def _resume(self) -> None:
         assert self.where is not None
         assert self.log is not None
+        if self.world.rank:
+            self.world.wait()  # the first one cuts the history back to the checkpoint
         saved = read_checkpoint(self.where, self.log)
-        if saved is None:
+        if saved is None and self.world.rank == 0:
             self.log.read(0)
+        if self.world.rank == 0:
+            self.world.wait()
+        if saved is None:
             return
         self.step.load_state(unpack("model", saved.tensors))
         self.step.load_training_state(unpack("step", saved.tensors))
@@ -302,6 +329,8 @@ class _Training:
         self.number, self.images = saved.step, int(saved.state["images"])
         self.metrics, self.history = dict(saved.state["metrics"]), saved.history
         self.best = unpack("best", saved.tensors) if saved.state["best"] else None
+        if self.world.rank:
+            return
         text = f"recipe {self.recipe.recipe}: going on after step {self.number:,} of {self.steps:,}"
         self.emit(Event("note", {"text": text}))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from harness.api.contract import Weights
+    from harness.api.world import World
 
 
 class TrainingError(HarnessError):
@@ -123,7 +124,14 @@ class Update:
 
 
 class TrainStep(ABC):
-    """One training problem: what to optimise, on which batches, with which loss. Driven by ``harness.api.trainer``."""
+    """One training problem: what to optimise, on which batches, with which loss. Driven by ``harness.api.trainer``.
+
+    Where several processes train together the trainer sets ``world`` (``harness.api.world.World``) before ``start``:
+    ``batch`` then gives this process's part of the batch, and ``losses`` those of the whole batch, from outputs
+    gathered over the processes. The trainer sums gradients. Alone it is None.
+    """
+
+    world: World | None = None
 
     def begin_with(self, weights: Weights) -> None:
         """Weights that the recipe's ``start`` names, before ``start`` is called; by slot, as the step calls them.
