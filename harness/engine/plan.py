@@ -37,8 +37,8 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     batch_size: int | None = None
-    weights_root: Path = Path("pretrained")
     edits: Mapping[str, Any] = field(default_factory=dict)
+    weights_root: Path = Path("pretrained")
 
 
 @dataclass

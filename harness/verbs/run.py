@@ -134,7 +134,7 @@ def _settings(request: RunRequest, suite: Suite) -> Settings:
             raise ConfigError(f"--batch-size {request.batch_size!r}", fix="a whole number of at least 1, or auto")
         batch = int(request.batch_size)
     threads = request.threads or suite.execution.threads or len(os.sched_getaffinity(0))
-    return Settings(with_device(request.device), threads, batch, request.weights_root, edits_key(_edits(request)))
+    return Settings(with_device(request.device), threads, batch, edits_key(_edits(request)), request.weights_root)
 
 
 def _say_missing(rows: list[PreparedRow], emit: Listener, require_all: bool) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plugin_support import suite_document
 
 from harness.api.errors import ConfigError
-from harness.engine.suite import _merge, find_suite, load_suite, shipped
+from harness.engine.suite import merge, find_suite, load_suite, shipped
 
 
 @pytest.fixture
@@ -107,14 +107,14 @@ TREE = st.dictionaries(NAMES, st.recursive(PLAIN, lambda inner: st.dictionaries(
 @given(TREE, TREE)
 def test_laying_over_keeps_what_is_not_named_and_changes_neither_part(base, over) -> None:
     before = (repr(base), repr(over))
-    merged = _merge(base, over)
+    merged = merge(base, over)
     assert set(merged) == set(base) | set(over)
     for key in set(base) - set(over):
         assert merged[key] == base[key]
     for key, value in over.items():
         if not (isinstance(value, dict) and isinstance(base.get(key), dict)):
             assert merged[key] == value
-    assert _merge(merged, over) == merged
+    assert merge(merged, over) == merged
     assert (repr(base), repr(over)) == before
 
 
