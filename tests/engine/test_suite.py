@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plugin_support import suite_document
 
 from harness.api.errors import ConfigError
-from harness.engine.suite import merge, find_suite, load_suite, shipped
+from harness.engine.suite import find_suite, load_suite, merge, shipped
 
 
 @pytest.fixture
