@@ -17,14 +17,13 @@ from harness.api.protocol import Protocol
 from harness.api.registry import make_detector
 from harness.api.training import Recipe, TrainingImages
 from harness.api.weights import ResolvedWeights, file_digest
-from harness.data.training.cache import cached
+from harness.data.training.cache import FOLDER, cached
 from harness.engine.keys import Numerics, stage_identity, stage_key
 from harness.engine.rows import recipe_protocol, start_weights
 from harness.engine.source import source_digest
 from harness.engine.training_data import ReadRow, TrainingSource
 from harness.results.store import Store
 
-PIXELS = "pixels"  # folder of the store that holds caches of decoded images
 TRAINING = "training"  # folder of the store that holds checkpoints of trainings under way
 
 
@@ -158,7 +157,7 @@ def train_recipe(
             for slot in (slot for t in work.transforms for slot in t.slots):
                 start.pop(slot)
             made_by = work.key  # maps follow from the transform and its weights, which are in the recipe's key
-        images = cached(images, store.root / PIXELS, edits={"edits": work.edits, "maps": made_by})
+        images = cached(images, store.root / FOLDER, edits={"edits": work.edits, "maps": made_by})
         emit(Event("stage_start", {"stage": f"train {name}", "total": work.recipe.epochs}))
         step = work.extractor.train_step(work.recipe.settings, images, work.protocol, work.recipe.step)
         step.begin_with(start)

@@ -51,7 +51,7 @@ class SuiteFaces:
     @property
     def notes(self) -> tuple[str, ...]:
         """As ``TrainingSource``."""
-        return self.annotations["train"].notes
+        return (*self.annotations["train"].notes, "no bounding boxes: whole images are used")
 
     def _names(self, split: str) -> list[str]:
         return [str(g) for g in self.manifest["generator"].to_numpy()[self.rows[split]]]

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data.training.cache import cache_files, is_intact
+from harness.data.training.cache import FOLDER, cache_files, is_intact
 from harness.results.store import Store
 
 
@@ -61,7 +61,7 @@ def listing(store: Store) -> list[Listing]:
 
 def _pixels(store: Store) -> list[Path]:
     """Caches of decoded training images."""
-    return sorted((store.root / "pixels").glob("*.pixels"))
+    return sorted((store.root / FOLDER).glob("*.pixels"))
 
 
 def _there(path: Path) -> list[int]:

@@ -25,10 +25,10 @@ from harness.api.checkpoint import (
     set_generators,
     write_checkpoint,
 )
-from harness.api.errors import ConfigError
+from harness.api.errors import ConfigError, StoreError
 from harness.api.trainer import train
 from harness.api.training import Recipe
-from tests.api.resume_steps import LOSSES, RandomStep, recipe
+from tests.api.resume_steps import RandomStep, recipe
 
 PROGRAM = Path(__file__).with_name("resume_steps.py")
 
@@ -123,14 +123,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         train(RandomStep(width=5), recipe(), threads=1, checkpoints=Checkpoints(tmp_path, every=1))
 
 
-def test_a_write_that_fails_keeps_the_older_checkpoint(tmp_path: Path) -> None:
+def test_a_write_that_fails_is_said_and_keeps_the_older_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     where, history = Checkpoints(tmp_path, keep=1), History(tmp_path)
     write_checkpoint(where, 1, {"a": torch.ones(3)}, {}, history)
-    (tmp_path / ".tmp-left").mkdir()  # of a killed writer
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.api.checkpoint.os.fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        write_checkpoint(where, 2, {"a": torch.zeros(3)}, {}, history)
     saved = read_checkpoint(where, history)
     assert saved is not None
     assert saved.step == 1
     assert torch.equal(saved.tensors["a"], torch.ones(3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.jsonl", "step-00000001"]
 
 
 def drawn() -> list[object]:
@@ -173,7 +182,3 @@ def test_plateau_lowers_the_rate_and_ends_below_the_least() -> None:
 def test_a_watched_metric_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="'auc', which is not among"):
         train(RandomStep(), recipe(early_stop={"metric": "auc"}), threads=1)
-
-
-def test_losses_that_a_process_prints_are_those_of_the_step() -> None:
-    assert LOSSES == ("one", "two")

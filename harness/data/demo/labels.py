@@ -12,8 +12,7 @@ from harness.data.exif.levels import choose_cuts, known
 from harness.data.exif.photos import Sources
 from harness.data.exif.table import build_table
 from harness.data.exif.vocabulary import Vocabulary
-
-LABELS = "exif_labels.json"
+from harness.data.training.sidecars import LABELS
 
 
 def write_demo_labels(root: Path, vocabulary: Vocabulary, levels: int = 3) -> Path:

@@ -26,6 +26,8 @@ from harness.api.training import TrainingImages
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FOLDER = "pixels"
+"""Folder of a store that holds caches."""
 _INDEX = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])
 _WINDOW = 256  # images decoded ahead of the writer; bounds the memory of a build
 

@@ -18,6 +18,7 @@ from harness.api.errors import ConfigError
 from harness.api.preprocess import fdf_crop
 from harness.api.training import TrainingImages, stream
 from harness.data.manipulate.face import MANIPULATIONS, manipulate_face, resample
+from harness.data.manipulate.landmarks import NPY_SIDE
 from harness.data.manipulate.warp import View, draw_view, see
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 PHOTOGRAPH = -1
 """In place of a manipulation's number: the face is left as photographed."""
-LANDMARKS_SIDE = 224
-"""Landmarks are coordinates in a picture of this side (`TrainingImages.landmarks`)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class FaceDataset:
         pixels, points = self.images.read(split, row), self.images.landmarks(split, row)
         if points is not None:
             # The masks cut coordinates to whole pixels at 224; the nudge keeps 57 / 224 * 128 * 1.75 from being 56.
-            points = points * (np.array(pixels.shape[1::-1]) / LANDMARKS_SIDE) + 1e-6
+            points = points * (np.array(pixels.shape[1::-1]) / NPY_SIDE) + 1e-6
         made = manipulate_face(
             pixels, number, points, self._stream("manipulate", split, row, seed, epoch),
             work_size=self.settings.work_size, no_landmarks=self.settings.no_landmarks,

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.data.exif.labels import read_labels
-from harness.data.manipulate.landmarks import JsonFile, read_landmarks_npy
+from harness.data.manipulate.landmarks import NPY_SIDE, JsonFile, read_landmarks_npy
 from harness.data.manipulate.regions import NUM_LANDMARKS
-from harness.data.training.dataset import LANDMARKS_SIDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,7 +108,7 @@ def _points(
         for i, (name, size) in enumerate(zip(ids, sizes, strict=True)):
             found = source.points(name, _EMPTY)
             if found is not None:
-                points[i] = found * (LANDMARKS_SIDE / np.array(size, np.float64))
+                points[i] = found * (NPY_SIDE / np.array(size, np.float64))
     elif many.is_dir():
         for i, name in enumerate(ids):
             found = read_landmarks_npy(many / f"{name}.npy") if (many / f"{name}.npy").is_file() else None

@@ -196,6 +196,26 @@ def test_export_is_read_by_the_detectors_extractor_and_gives_the_trained_feature
     assert any(name.startswith("model.transformer.") for name in result.tensors)
 
 
+def test_a_report_is_of_the_exported_encoder_on_images_that_training_never_saw() -> None:
+    used = BladesJointStep(
+        TINY, {"work_size": 32, "pairing": "twins", "augment": True}, labelled(), Protocol.named("paper")
+    )
+    tensors = train(used, recipe(epochs=1)).tensors
+    unseen = {"report": {"iso": np.arange(10, dtype=np.int16) % 3}}
+    held = replace(images(), read=lambda split, i: rings(9, i), labels={"report": np.zeros(10, np.int8)},
+                   digests={"report": [f"r{i}" for i in range(10)]}, tags=unseen)  # fmt: skip
+    found = {(row["task"], row["metric"]): row for row in used.report(tensors, held, "report")}
+    assert found["iso", "concordance"]["images"] == 10
+    assert ("make", "balanced_accuracy") not in found
+    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in found.values())
+    with torch.no_grad():
+        for value in used.parameters():  # the running encoder plays no part
+            value.zero_()
+    assert {(r["task"], r["metric"]): r for r in used.report(tensors, held, "report")} == found
+    empty = replace(held, labels={"report": np.ones(10, np.int8)})
+    assert used.report(tensors, empty, "report") == []
+
+
 def test_no_select_photographs_no_metrics() -> None:
     assert train(step(select_count=0), recipe(epochs=1)).metrics == {}
 
