@@ -35,6 +35,7 @@ from harness.cli_options import (
     leave,
     say,
 )
+from harness.cli_train import train
 
 app = typer.Typer(
     name="harness", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -98,39 +99,7 @@ def run(
     leave(result.exit_code)
 
 
-@app.command()
-def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
-    data_root: Annotated[Path | None, typer.Option(help="Folder with the images. [default: ./data]")] = None,
-    profile: Annotated[str | None, typer.Option(help="demo: the embedded corpus.")] = None,
-    out: Annotated[Path, typer.Option(help="Where training folders go.")] = Path("runs"),
-    export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also copy the weights to this .safetensors file.")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 500,
-    threads: Threads = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
-    allow_outside: AllowOutside = False,
-    device: Device = "auto",
-    store: StoreOption = Path(".blades-store"),
-    weights_root: WeightsRoot = Path("pretrained"),
-    tracking_uri: Tracking = None,
-    as_json: Json = False,
-) -> None:
-    """Train an extractor by a recipe; interrupted or killed, the same command goes on.
-
-    Example: harness train demo_blades --profile demo
-    """
-    from harness.verbs.train import TrainRequest, train_one
-
-    done = train_one(TrainRequest(
-        recipe=recipe, data_root=data_root, profile=profile, out=out, export=export, settings=tuple(set_ or ()),
-        every=every, threads=threads, workers=workers, device=device, allow_outside=allow_outside, store=store,
-        weights_root=weights_root,
-        tracking_uri=tracking_uri,
-    ))  # fmt: skip
-    say(done.document(), as_json, done.text())
+app.command()(train)
 
 
 @app.command()
