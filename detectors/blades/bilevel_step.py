@@ -19,7 +19,7 @@ from detectors.blades.bilevel import BilevelResult, NotFinite, Params, bilevel_u
 from detectors.blades.config import EncoderConfig
 from detectors.blades.joint import BladesJointStep, JointBatch, JointSettings
 from detectors.blades.losses import task_loss
-from detectors.blades.passes import Modes, NetworkPasses, checkpointed, kernels
+from detectors.blades.passes import Modes, NetworkPasses, blocks_of, checkpointed, kernels
 from detectors.blades.prompt_tree import prompt_tree
 from detectors.blades.running_statistics import RunningStatistics
 from detectors.blades.tasks import task_table
@@ -43,7 +43,8 @@ class BilevelSettings(JointSettings):
         channels_last: memory layout of the image tower; faster, the same numbers to rounding.
         compile: forwards through `torch.compile` (not the forward-mode pass, which has no compiled form).
         checkpointing: activations inside blocks are computed again when needed: less memory, two or three forwards
-            more, the same numbers.
+            more, the same numbers. `outer`: in the pass at θ′ alone, when the graph at θ is held beside: one forward
+            more.
         lagged: θ is updated with the λ from before the step: saves a backward, and the graph is freed early. Not
             what the paper says (eq. 14c takes the new λ), though λ moves by 3e-4 a step at most.
     """
@@ -54,7 +55,7 @@ class BilevelSettings(JointSettings):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     channels_last: bool = True
     compile: bool = False
-    checkpointing: bool = False
+    checkpointing: bool | Literal["outer"] = False
     lagged: bool = False
 
 
@@ -94,6 +95,9 @@ class BladesBilevelStep(BladesJointStep):
         super().__init__(config, settings, images, protocol)
         if self.settings.weights:
             raise ConfigError("λ is learnt in a bi-level recipe", where="settings.weights", fix="say lambda_init")
+        if self.settings.compile and self.settings.checkpointing == "outer":
+            fix = "say checkpointing: true or compile: false"
+            raise ConfigError("a compiled network does not change between passes", "settings.checkpointing", fix)
         if PRIMARY not in self.table.names:
             raise ConfigError(f"the outer loss is {PRIMARY}'s", where="settings.tasks", fix=f"add {PRIMARY}")
         self.initial = self._initial_weights()
@@ -138,13 +142,12 @@ class BladesBilevelStep(BladesJointStep):
         self.modes = Modes(
             precision=self.settings.precision, channels_last=self.settings.channels_last,
             compiled=torch.compile(self.encoder) if self.settings.compile else None,
-            keep=self.protocol.hypergradient == "exact" and not self.settings.checkpointing,
-            collect_all=self.protocol.bn_updates > 1,
+            keep=self.protocol.hypergradient == "exact" and self.settings.checkpointing is not True,
+            collect_all=self.protocol.bn_updates > 1, recompute_outer=self.settings.checkpointing == "outer",
         )  # fmt: skip
-        if self.settings.checkpointing:
-            for tower in (*self.encoder.image.net.encoder.stages, self.encoder.text.clip.encoder):
-                for block in tower.layers:
-                    checkpointed(block)
+        if self.settings.checkpointing is True:
+            for block in blocks_of(self.encoder):
+                checkpointed(block)
 
     def batch(self, epoch: int, index: int, batch_size: int, seed: int) -> BilevelBatch:  # type: ignore[override]
         """Batch `index` of an epoch with its outer batch, which is drawn from a seed of its own."""

@@ -31,6 +31,7 @@ class Modes:
         compiled: stands in for the network in passes that are not forward-mode.
         keep: keep convolutions' outputs at θ for the forward-mode pass.
         collect_all: collect BatchNorm's statistics at θ ± εv too, not at θ alone.
+        recompute_outer: blocks of the outer pass compute their activations again in its backward.
     """
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -38,6 +39,7 @@ class Modes:
     compiled: Callable[..., Tensor] | None = None
     keep: bool = True
     collect_all: bool = False
+    recompute_outer: bool = False
 
 
 class NetworkPasses:
@@ -73,7 +75,10 @@ class NetworkPasses:
 
     def outer(self) -> Tensor:
         """The outer loss of the outer batch."""
-        with batch_statistics_only(self.network):
+        with ExitStack() as stack:
+            stack.enter_context(batch_statistics_only(self.network))
+            if self.modes.recompute_outer:
+                stack.enter_context(recomputed(self.network))
             return self._through(self._network(), self.outer_work, self.half)
 
     def _network(self) -> Callable[..., Tensor]:
@@ -146,6 +151,25 @@ def checkpointed(block: nn.Module) -> None:
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **named)
 
     block.forward = again
+
+
+def blocks_of(network: JointEncoder) -> list[nn.Module]:
+    """The residual blocks of the image tower and the layers of the text tower."""
+    towers = (*network.image.net.encoder.stages, network.text.clip.encoder)
+    return [block for tower in towers for block in tower.layers]
+
+
+@contextmanager
+def recomputed(network: JointEncoder) -> Iterator[None]:
+    """Forwards inside are those of :func:`checkpointed` blocks; their backward may come when this is left."""
+    blocks = blocks_of(network)
+    for block in blocks:
+        checkpointed(block)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the instance's own, which hid the class's
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 Trains some bi-level steps on a data root (by default the demo corpus, made beside the store) and compares, at each
 audited step, the central difference at the released ε and at smaller ones with the exact product. Weights: by the
-rule of the recorded values (`--golden`), a checkpoint of the authors (`--weights`), or random of a stated seed. Writes
-OUT/history.jsonl, OUT/audit.csv and OUT/hypergradient.png.
+rule of the recorded values (`--golden`), a checkpoint of the authors (`--weights`), or random of a stated seed;
+`--trained N` puts N steps of joint training before the audited ones. Writes OUT/history.jsonl, OUT/audit.csv and
+OUT/hypergradient.png, and with `--trained` OUT/before.jsonl, the losses of those steps.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from detectors.blades.config import EncoderConfig  # noqa: E402
 from detectors.blades.encoder import JointEncoder  # noqa: E402
 from detectors.blades.image_tower import BladesPreprocess  # noqa: E402
 from harness.api.protocol import Protocol  # noqa: E402
+from harness.api.trainer import weighted_update  # noqa: E402
 from harness.api.training import Place, Recipe, TrainingImages  # noqa: E402
 from reports.hypergradient import save_audit  # noqa: E402
 
@@ -42,6 +44,19 @@ def history(
         batch = step.batch(epoch, index, batch_size, seed)
         told = step.update(batch, optimizer, Place("audit", number + 1, epoch + 1, lr, lr))
         yield {"step": number + 1, "epoch": epoch + 1, "lr": lr, "loss": told.loss, "losses": told.losses, **told.more}
+
+
+def trained(step: BladesBilevelStep, steps: int, batch_size: int, lr: float, out: Path, seed: int = 7) -> None:
+    """Joint training of so many steps, all tasks of equal weight, at a constant rate; λ stays at its start."""
+    optimizer = torch.optim.AdamW(step.parameters(), lr=lr, weight_decay=1e-3)
+    with out.open("w", encoding="utf-8") as stream:
+        for number in range(steps):
+            epoch, index = divmod(number, step.num_batches(batch_size))
+            batch = step.batch(epoch, index, batch_size, seed)
+            told = weighted_update(step, batch, optimizer, Place("before", number + 1, epoch + 1, lr, lr))
+            stream.write(json.dumps({"step": number + 1, "loss": told.loss, "losses": told.losses}) + "\n")
+            stream.flush()
+            print(f"before {number + 1}: loss {told.loss:.4f}", flush=True)
 
 
 def images_of(root: Path, size: int) -> TrainingImages:
@@ -90,6 +105,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--trained", type=int, default=0, metavar="N", help="steps of joint training before, batch 16")
+    parser.add_argument("--trained-lr", type=float, default=1e-4)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     root = asked.data_root
@@ -106,6 +123,9 @@ def main() -> None:
     if tensors is not None:
         step.load_state(JointEncoder.from_authors(tensors, config, what).state_dict())
     asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.trained:
+        trained(step, asked.trained, 16, asked.trained_lr, asked.out / "before.jsonl")
+        what += f", then {asked.trained} steps of joint training at {asked.trained_lr:g}"
     rows = []
     with (asked.out / "history.jsonl").open("w", encoding="utf-8") as stream:
         for row in history(step, asked.steps, asked.batch, asked.lr):
@@ -114,7 +134,7 @@ def main() -> None:
             stream.flush()
             audit = row.get("audit")
             shown = [f"{d['scale']:g}: {d['overall']:.3g}" for d in audit["differences"]] if audit else []
-            print(f"step {row['step']}: loss {row['loss']:.4f}; relative error by ε/released ε: {', '.join(shown)}")
+            print(f"step {row['step']}: loss {row['loss']:.4f}; relative error by ε/released ε: {', '.join(shown)}", flush=True)
     note = f"{asked.encoder} encoder, {what}; batch {asked.batch}, float32, {asked.device}"
     print(*save_audit(rows, asked.out, note), sep="\n")
 

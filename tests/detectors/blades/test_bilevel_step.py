@@ -245,6 +245,37 @@ def test_checkpointing_gives_the_same_numbers_and_keeps_less(method: Any) -> Non
     assert kept[1] < 0.8 * kept[0]
 
 
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_checkpointing_the_outer_pass_gives_the_same_numbers_and_keeps_less_there(method: Any) -> None:
+    protocol = Protocol.named("paper", hypergradient=method)
+    plain, saving = trained(protocol), trained(protocol, {"checkpointing": "outer"})
+    close_runs(plain, saving, 1e-6)
+    for name, value in plain.tensors.items():
+        torch.testing.assert_close(saving.tensors[name], value, rtol=1e-5, atol=1e-6)
+    kept = {}
+    for settings in ({}, {"checkpointing": "outer"}):
+        step = made(protocol, **settings)
+        passes = step._passes(drawn(step))
+        step.encoder.train()
+        for name, run in (("inner", lambda p=passes: p.losses("theta")), ("outer", passes.outer)):
+            seen: dict[int, int] = {}
+
+            def pack(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
+                seen[tensor.data_ptr()] = tensor.numel()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                run()
+            kept[name, bool(settings)] = sum(seen.values())
+    assert kept["outer", True] < 0.8 * kept["outer", False]
+    assert kept["inner", True] == kept["inner", False]
+
+
+def test_a_compiled_network_cannot_checkpoint_one_pass_alone() -> None:
+    with pytest.raises(ConfigError, match="compiled network"):
+        made(Protocol.named("paper"), checkpointing="outer", compile=True)
+
+
 def test_layout_changes_numbers_by_rounding_alone() -> None:
     close_runs(trained(), trained(settings={"channels_last": False}), 2e-3)
 
