@@ -134,7 +134,10 @@ def main() -> None:
             stream.flush()
             audit = row.get("audit")
             shown = [f"{d['scale']:g}: {d['overall']:.3g}" for d in audit["differences"]] if audit else []
-            print(f"step {row['step']}: loss {row['loss']:.4f}; relative error by ε/released ε: {', '.join(shown)}", flush=True)
+            print(
+                f"step {row['step']}: loss {row['loss']:.4f}; relative error by ε/released ε: {', '.join(shown)}",
+                flush=True,
+            )
     note = f"{asked.encoder} encoder, {what}; batch {asked.batch}, float32, {asked.device}"
     print(*save_audit(rows, asked.out, note), sep="\n")
 
