@@ -64,6 +64,62 @@ def test_pseudo_outliers_are_the_least_likely_photographs_and_no_generated_image
     assert head.fit(data, {}).fit["pseudo_outliers"] == 15
 
 
+def test_pseudo_outliers_change_sides_or_are_on_both_and_weigh_what_is_said() -> None:
+    data = two_classes(upstream=FittedIdentity(0))
+    head = replace(HEAD, pseudo_share=0.1)
+    moved = head.fit(data, {})
+    kept = replace(head, pseudo_keep=True).fit(data, {})
+    assert (moved.fit["photographic"], kept.fit["photographic"]) == (135, 150)
+    assert moved.fit["pseudo_outliers"] == kept.fit["pseudo_outliers"] == 15
+    heavy = replace(head, pseudo_weight=20.0).fit(data, {})
+    rows = head.pseudo_outliers(data)
+    plain = HEAD.fit(data, {})
+    means = [fitted.score(data.features[rows]).mean() for fitted in (plain, kept, moved, heavy)]
+    assert means == sorted(means)
+    assert means[0] < means[1] - 0.02 < means[2] - 0.04
+    # photographs weigh N / (2 * 150) = 2 / 3 each, generated images N / (2 * 50) = 2, a pseudo-outlier 20 times 2 / 3
+    samples = replace(head, pseudo_weight=20.0)._samples(data, rows)
+    assert np.unique(samples.weight[rows]) == pytest.approx([20 * 2 / 3])
+    assert np.unique(samples.weight[~rows & (data.labels == 0)]) == pytest.approx([2 / 3])
+    assert np.unique(samples.weight[data.labels == 1]) == pytest.approx([2.0])
+
+
+def test_images_held_out_are_not_trained_on() -> None:
+    data = two_classes(120)
+    head = replace(HEAD, epochs=1, hold_out=0.25)
+    held = head._held(data.labels)
+    assert held[data.labels == 0].sum() == 22  # a quarter of 90 photographs, cut to whole ones
+    assert held[data.labels == 1].sum() == 7
+    moved = data.features.copy()
+    moved[held] += 100
+    one, two = head.fit(data, {}), head.fit(FitData(moved, data.labels, data.generators), {})
+    assert np.array_equal(one.fc1_weight, two.fc1_weight)
+    assert one.fit["held_out_loss"] != two.fit["held_out_loss"]
+    moved[~held] += 1
+    three = head.fit(FitData(moved, data.labels, data.generators), {})
+    assert not np.array_equal(one.fc1_weight, three.fc1_weight)
+
+
+def test_images_held_out_choose_the_epoch_and_end_the_training() -> None:
+    rng = np.random.default_rng(0)
+    labels = (np.arange(120) % 2).astype(np.int8)
+    features = (rng.standard_normal((120, 5)) + 0.7 * labels[:, None]).astype(np.float32)
+    data = FitData(features, labels, ["a" if label else "" for label in labels])
+    head = replace(HEAD, lr=0.03, hidden=64, hold_out=0.3, patience=6)
+    held = head._held(labels)
+
+    fitted = replace(head, epochs=500).fit(data, {})
+    chosen, ran = fitted.fit["epoch"], fitted.fit["epochs"]
+    assert ran == chosen + 6 < 500
+    score = fitted.score(features[held])
+    loss = float(-np.log(np.where(labels[held] == 1, score, 1 - score)).mean())  # both classes weigh 1
+    assert fitted.fit["held_out_loss"] == pytest.approx(loss, rel=1e-5)
+    assert np.array_equal(fitted.fc1_weight, replace(head, epochs=chosen).fit(data, {}).fc1_weight)
+    assert fitted.fit["held_out_loss"] < replace(head, epochs=1).fit(data, {}).fit["held_out_loss"]
+    last = replace(head, hold_out=0.0, patience=5, epochs=500).fit(data, {})
+    assert (last.fit["epoch"], last.fit["held_out"]) == (500, 0)
+
+
 def test_what_cannot_be_trained_is_an_error() -> None:
     data = two_classes()
     with pytest.raises(ProtocolError, match="upstream"):
@@ -72,6 +128,8 @@ def test_what_cannot_be_trained_is_an_error() -> None:
         rows = data.labels == label
         with pytest.raises(ProtocolError, match="both classes"):
             HEAD.fit(FitData(data.features[rows], data.labels[rows], [""] * int(rows.sum())), {})
+    with pytest.raises(ProtocolError, match=r"hold_out 0\.01 of 50 images of a class is none"):
+        replace(HEAD, hold_out=0.01).fit(data, {})
     with pytest.raises(ProtocolError, match="diverged"):
         HEAD.fit(FitData(data.features * np.float32(np.inf), data.labels, data.generators), {})
 
