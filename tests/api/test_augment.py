@@ -46,7 +46,7 @@ def test_the_official_chain_is_a_function_of_pixels_and_stream(seed: int, height
     assert one.flags.c_contiguous
 
 
-def test_blur_cuts_to_whole_levels_in_each_pass_as_scipy_does_with_8_bits() -> None:
+def test_blur_is_scipys_with_8_bits_and_makes_images_darker() -> None:
     pixels = noise()
     out = applied([{"blur": {"p": 1, "sigma": [1.5, 1.5]}}], pixels)
     for channel in range(3):
@@ -55,6 +55,69 @@ def test_blur_cuts_to_whole_levels_in_each_pass_as_scipy_does_with_8_bits() -> N
         assert np.array_equal(out[:, :, channel], wanted)
     exact = np.stack([gaussian_filter(pixels[:, :, c].astype(float), 1.5) for c in range(3)], axis=2)
     assert 0.5 < (exact - out).mean() < 2  # darker: that is the trace
+
+
+def _gaussian_pass(lines: np.ndarray, sigma: float) -> np.ndarray:
+    """One pass of SciPy's Gaussian along axis 0, written out: weights to 4 sigma, ends mirrored with the edge
+    repeated, cut to whole levels."""
+    radius = int(4 * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    wide = np.pad(lines.astype(float), ((radius, radius), (0, 0)), mode="symmetric")
+    return sum(w * wide[i : i + len(lines)] for i, w in enumerate(weights)).astype(np.uint8)  # type: ignore[union-attr]
+
+
+def test_blur_is_two_passes_of_a_gaussian_each_cut_to_whole_levels() -> None:
+    pixels = noise(60, 50)
+    for sigma in (0.6, 1.5, 2.9):
+        out = applied([{"blur": {"p": 1, "sigma": [sigma, sigma]}}], pixels)
+        for channel in range(3):
+            wanted = _gaussian_pass(_gaussian_pass(pixels[:, :, channel], sigma).T, sigma).T
+            assert np.array_equal(out[:, :, channel], wanted)
+
+
+LUMINANCE = np.array([
+    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55], [14, 13, 16, 24, 40, 57, 69, 56],
+    [14, 17, 22, 29, 51, 87, 80, 62], [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99],
+])  # fmt: skip
+"""JPEG's example table K.1, which libjpeg scales by quality."""
+
+
+def _grey_jpeg(grey: np.ndarray, quality: int) -> np.ndarray:
+    """A grey JPEG pass written out: 8x8 cosines, rounded to multiples of the scaled table, and back."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    table = np.clip((LUMINANCE * scale + 50) // 100, 1, 255)
+    k = np.arange(8)
+    basis = np.cos((2 * k[None, :] + 1) * k[:, None] * np.pi / 16) * np.where(k == 0, 8**-0.5, 0.5)[:, None]
+    blocks = grey.reshape(grey.shape[0] // 8, 8, -1, 8).transpose(0, 2, 1, 3) - 128.0
+    stored = np.round(basis @ blocks @ basis.T / table) * table
+    back = basis.T @ stored @ basis + 128
+    return np.clip(np.round(back.transpose(0, 2, 1, 3).reshape(grey.shape)), 0, 255)
+
+
+@pytest.mark.parametrize("encoder", ["cv2", "pil"])
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpeg_rounds_cosines_by_libjpegs_table_of_that_quality(encoder: str, quality: int) -> None:
+    rng = np.random.default_rng(3)
+    grey = np.clip(128 + np.cumsum(rng.normal(0, 6, (64, 64)), axis=1), 0, 255).astype(np.uint8)
+    out = jpeg_pass(np.repeat(grey[:, :, None], 3, axis=2), encoder, quality).astype(float)
+    assert np.ptp(out, axis=2).max() <= 1  # grey stays grey
+    off = np.abs(out[:, :, 0] - _grey_jpeg(grey, quality))
+    assert off.mean() < 0.4  # the library's cosines are whole numbers: ties fall otherwise, here and there
+    assert (off <= 1).mean() > 0.9
+    other = np.abs(out[:, :, 0] - _grey_jpeg(grey, quality - 20))
+    assert other.mean() > 3
+
+
+@pytest.mark.parametrize("encoder", ["cv2", "pil"])
+def test_jpeg_halves_the_resolution_of_colour(encoder: str) -> None:
+    red, green = (200, 90, 90), (90, 146, 90)  # of nearly equal brightness
+    columns = np.array([[red, green] * 16] * 32, np.uint8)
+    blocks = np.repeat(np.repeat(columns[:8, :8], 4, axis=0), 4, axis=1)
+    fine, coarse = (jpeg_pass(x, encoder, 95).astype(float) for x in (columns, blocks))
+    assert np.abs(fine[:, ::2, 0] - fine[:, 1::2, 0]).mean() < 10  # of 110: stripes of a pixel are gone
+    assert np.abs(coarse - blocks).mean() < 12  # squares of four stay
 
 
 def test_both_jpeg_encoders_are_those_of_their_libraries() -> None:
@@ -84,6 +147,36 @@ def test_crops_reach_every_place_and_nothing_else() -> None:
     assert found == {(r, c) for r in range(2) for c in range(3)}
     with pytest.raises(DataError, match="7x6 is smaller than the crop of 8"):
         applied([{"crop": 8}], pixels)
+
+
+def _triangle(lines: np.ndarray, size: int) -> np.ndarray:
+    """Axis 0 brought to `size` by a triangle as wide as the reduction, rounded to 8 bits: Pillow's bilinear filter."""
+    step = len(lines) / size
+    width = max(step, 1.0)
+    centres = (np.arange(size) + 0.5) * step
+    weights = np.maximum(1 - np.abs(np.arange(len(lines)) + 0.5 - centres[:, None]) / width, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.clip(np.floor(np.tensordot(weights, lines.astype(float), 1) + 0.5), 0, 255)
+
+
+@pytest.mark.parametrize("size", [50, 73, 130])
+def test_resize_is_a_triangle_filter_along_rows_then_columns(size: int) -> None:
+    pixels = noise(100, 150)
+    out = applied([{"resize": size}], pixels).astype(float)
+    wide = _triangle(pixels.transpose(1, 0, 2), size * 150 // 100).transpose(1, 0, 2)
+    wanted = _triangle(wide, size)
+    assert out.shape == wanted.shape
+    assert np.abs(out - wanted).max() <= 2  # whole-number weights in the library, in both passes
+    assert (out == wanted).mean() > 0.95
+
+
+def test_a_flip_mirrors_columns_and_a_chain_crops_what_was_resized() -> None:
+    pixels = noise(40, 50)
+    assert np.array_equal(applied([{"flip": 1}], pixels), pixels[:, [49 - i for i in range(50)]])
+    small = applied([{"resize": 20}], pixels)
+    found = applied([{"resize": 20}, {"crop": 16}, {"flip": 1}], pixels)[:, ::-1]
+    places = [(r, c) for r in range(5) for c in range(10) if np.array_equal(small[r : r + 16, c : c + 16], found)]
+    assert len(places) == 1
 
 
 def test_resize_keeps_the_shape_or_makes_a_square() -> None:
