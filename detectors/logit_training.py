@@ -30,11 +30,14 @@ class LogitSettings(BaseModel):
 
     Attributes:
         augment: augmentations of the training images in order (`harness.api.augment`); the last crop decides the size.
+        balanced: each batch is half generated, whatever the numbers of images (the official code's `--class_bal`, which
+            draws with replacement; here the smaller class goes round and round).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     augment: tuple[dict[str, Any], ...] = ()
+    balanced: bool = False
 
 
 class ResNetLogitStep(SupervisedStep):
@@ -43,7 +46,8 @@ class ResNetLogitStep(SupervisedStep):
     The last layer starts from N(0, 0.02) and a bias of 0, whatever the rest starts from.
 
     Source: CNNDetection at ea0b562, networks/trainer.py and data/datasets.py; ImageNet start as there.
-    *Deviation*: an epoch leaves out what does not fill its last batch.
+    *Deviation*: an epoch leaves out what does not fill its last batch, and `select` images are as the detector is given
+    them (the official validation blurs and compresses them too, at the middle of each range).
 
     Slot `weights`: a ResNet under torchvision's names to start from (ImageNet's; its last layer is left out). Without
     it the network starts from torchvision's own draw (He's) of the recipe's seed.
@@ -56,15 +60,16 @@ class ResNetLogitStep(SupervisedStep):
     def __init__(
         self, extractor: ResNetLogit, settings: Mapping[str, Any], images: TrainingImages, protocol: Protocol
     ) -> None:
-        self.sizes = SIZES[extractor.network]
+        self.sizes, settled = SIZES[extractor.network], _settings(settings)
         self.pretrained: Weights = {}
         super().__init__(
             ResNet(1, **self.sizes),
             images,
             preprocess=extractor.training_preprocess(),
-            augment=augmentations(_settings(settings).augment),
+            augment=augmentations(settled.augment),
             train_preprocess=Normalise(IMAGENET_MEAN, IMAGENET_STD),
             rename=self._renamed,
+            balanced=settled.balanced,
         )
 
     def begin_with(self, weights: Weights) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.api.augment import Augmentation
-from harness.api.errors import DataError
+from harness.api.contract import GENERATED, PHOTOGRAPHIC
+from harness.api.errors import ConfigError, DataError
 from harness.api.training import TrainingImages, TrainStep, epoch_order, stream
 
 
@@ -39,6 +40,8 @@ class SupervisedStep(TrainStep):
         train_preprocess: in place of ``preprocess`` after ``augment`` (an augmentation has cropped already).
         loss: outputs and labels ``[B] int64`` to a scalar; binary cross-entropy on one logit by default.
         rename: the module's tensors to those of the weights file; the same names by default.
+        balanced: half of each batch is generated. An epoch goes through the larger class once, and round and round the
+            smaller one, in another order each round. By default classes come as often as there are images of them.
 
     Raises:
         DataError: when `train` does not hold both classes.
@@ -54,6 +57,7 @@ class SupervisedStep(TrainStep):
         train_preprocess: Callable[[np.ndarray], Tensor] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = binary_loss,
         rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        balanced: bool = False,
     ) -> None:
         present = set(np.asarray(images.labels.get("train", ())).tolist())
         if present != {0, 1}:
@@ -64,7 +68,7 @@ class SupervisedStep(TrainStep):
         self.module, self.images = module, images
         self.preprocess = preprocess or images.preprocess
         self.augment, self.train_preprocess = augment, train_preprocess or self.preprocess
-        self.loss, self.rename = loss, rename
+        self.loss, self.rename, self.balanced = loss, rename, balanced
         self.device = "cpu"
         self._initial = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
 
@@ -79,16 +83,42 @@ class SupervisedStep(TrainStep):
         return list(self.module.parameters())
 
     def num_batches(self, batch_size: int) -> int:
-        """Whole batches in `train`; the rest of an epoch's order is left out, and another part each epoch."""
-        return max(1, self.images.count("train") // batch_size)
+        """Whole batches in `train`; the rest of an epoch's order is left out, and another part each epoch. Balanced:
+        as many as hold the larger class.
+
+        Raises:
+            ConfigError: balanced batches of an odd size.
+        """
+        if not self.balanced:
+            return max(1, self.images.count("train") // batch_size)
+        if batch_size % 2:
+            raise ConfigError(f"balanced batches cannot have {batch_size} images", fix="give an even batch_size")
+        return max(1, max(len(rows) for rows in self._classes()) // (batch_size // 2))
 
     def batch(self, epoch: int, index: int, batch_size: int, seed: int) -> SupervisedBatch:
-        """Images ``index * batch_size`` onwards of the epoch's order."""
-        order = epoch_order(self.images.count("train"), seed, epoch)
-        rows = order[index * batch_size : (index + 1) * batch_size]
+        """Images ``index * batch_size`` onwards of the epoch's order; balanced: of each class half, in turn."""
+        if self.balanced:
+            rows = self._balanced_rows(epoch, index, batch_size // 2, seed)
+        else:
+            order = epoch_order(self.images.count("train"), seed, epoch)
+            rows = order[index * batch_size : (index + 1) * batch_size]
         if self.world is not None:
             rows = rows[self.world.part(len(rows))]
         return self._load("train", rows, [self._augmented(int(i), seed, epoch) for i in rows])
+
+    def _classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of `train` that are photographs, and those that are generated."""
+        labels = np.asarray(self.images.labels["train"])
+        return np.flatnonzero(labels == PHOTOGRAPHIC), np.flatnonzero(labels == GENERATED)
+
+    def _balanced_rows(self, epoch: int, index: int, half: int, seed: int) -> np.ndarray:
+        """`[2 * half]` rows, photographs and generated images in turn (so that each process's part has both)."""
+        sides = []
+        for label, rows in enumerate(self._classes()):
+            turns, places = np.divmod(np.arange(index * half, (index + 1) * half), len(rows))
+            orders = {int(t): stream(seed, "class", label, epoch, int(t)).permutation(rows) for t in np.unique(turns)}
+            sides.append([orders[int(turn)][place] for turn, place in zip(turns, places, strict=True)])
+        return np.array(sides, np.int64).T.ravel()
 
     def _augmented(self, row: int, seed: int, epoch: int) -> Tensor:
         """A training input: a function of (seed, epoch, image)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,34 @@ def test_equal_trainings_are_equal_and_augmentations_change_each_epoch() -> None
     place = next(later_batch for i in range(4) if row in (later_batch := made.batch(1, i, 16, 3)).names)
     assert not torch.equal(first.inputs[0], place.inputs[place.names.index(row)])
     assert later.inputs.shape == (16, 3, 64, 64)
+
+
+def test_balanced_batches_are_half_generated_and_go_round_the_smaller_class() -> None:
+    few = images(64, 8)
+    few = replace(few, labels={**few.labels, "train": (np.arange(64) % 8 == 1).astype(np.int8)})  # 8 of 64 generated
+    made = ResNetLogitStep(SMALL, {"augment": AUGMENT, "balanced": True}, few, Protocol.named("paper"))
+    assert made.num_batches(16) == 56 // 8
+    batches = [made.batch(2, i, 16, 3) for i in range(7)]
+    assert all(batch.labels.tolist() == [0, 1] * 8 for batch in batches)  # each process's part has both
+    names = np.array([batch.names for batch in batches])
+    photographs, generated = names[:, ::2], names[:, 1::2]
+    assert len(np.unique(photographs)) == 56
+    rounds = [sorted(turn) for turn in generated]
+    assert all(turn == rounds[0] and len(set(turn)) == 8 for turn in rounds)  # each image once a round
+    assert len({tuple(turn) for turn in generated}) == 7  # in another order each
+    again = made.batch(2, 3, 16, 3)
+    assert again.names == batches[3].names
+    assert torch.equal(again.inputs, batches[3].inputs)
+    assert made.batch(3, 3, 16, 3).names != again.names
+    with pytest.raises(ConfigError, match="balanced batches cannot have 15 images"):
+        made.num_batches(15)
+
+
+def test_balanced_batches_go_on_with_the_round_where_the_last_one_ended() -> None:
+    odd = replace(images(64, 8), labels={"train": (np.arange(64) < 5).astype(np.int8), "select": np.array([0, 1] * 4)})
+    made = ResNetLogitStep(SMALL, {"balanced": True}, odd, Protocol.named("paper"))
+    found = [name for i in range(made.num_batches(8)) for name in made.batch(0, i, 8, 3).names[1::2]]
+    assert all(len(set(found[i : i + 5])) == 5 for i in range(0, len(found) - 5, 5))  # 4 a batch, 5 a round
 
 
 def test_it_starts_from_given_weights_but_for_the_last_layer(tmp_path: Path) -> None:
