@@ -27,6 +27,10 @@ def train(
     store: StoreOption = Path(".blades-store"),
     weights_root: WeightsRoot = Path("pretrained"),
     tracking_uri: Tracking = None,
+    engine: Annotated[
+        str, typer.Option(help="Who starts the recipe's processes: inline (this machine), or ray (Ray Train).")
+    ] = "inline",
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster. [default: one of our own]")] = None,
     as_json: Json = False,
 ) -> None:
     """Train an extractor by a recipe; interrupted or killed, the same command goes on.
@@ -38,6 +42,7 @@ def train(
     done = train_one(TrainRequest(
         recipe=recipe, data_root=data_root, profile=profile, out=out, export=export, settings=tuple(set_ or ()),
         every=every, threads=threads, workers=workers, device=device, allow_outside=allow_outside, store=store,
-        weights_root=weights_root, tracking_uri=tracking_uri,
+        weights_root=weights_root, tracking_uri=tracking_uri, engine=engine, ray_address=ray_address,
     ))  # fmt: skip
-    say(done.document(), as_json, done.text())
+    if done.rank == 0:
+        say(done.document(), as_json, done.text())

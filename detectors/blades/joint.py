@@ -250,6 +250,12 @@ class BladesJointStep(TrainStep):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
 
+    def needs_whole_batch(self) -> str | None:
+        """BatchNorm that is not frozen uses the statistics of what it sees."""
+        normalises = any(isinstance(module, nn.BatchNorm2d) for module in self.encoder.modules())
+        frozen = self.settings.freeze_batchnorm or not normalises
+        return None if frozen else "BatchNorm sees only its process's part of a batch; set settings.freeze_batchnorm"
+
     def loss_vector(self, logits: Tensor, batch: JointBatch) -> Tensor:
         """ℓ `[K]` of logits `[B, P]` for a batch's labels and masks, as the protocol wants it."""
         labels = {name: self._whole(value) for name, value in batch.labels.items()}

@@ -38,8 +38,16 @@ from harness.api.checkpoint import (
 from harness.api.errors import ConfigError
 from harness.api.events import Event, Listener, silent
 from harness.api.schedule import Schedule
-from harness.api.training import Place, Recipe, TrainStep, Update
+from harness.api.training import Place, Recipe, TrainingError, TrainStep, Update
 from harness.api.world import World
+
+Asked = Callable[[], str | None]
+"""Who asks a training to stop, in words; None: nobody does."""
+
+
+def nobody() -> None:
+    """Nobody asks."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,7 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     checkpoints: Checkpoints | None = None,
+    asked: Asked = nobody,
 ) -> TrainResult:
     """Train a step by a recipe; equal arguments give equal bits on one machine and thread count (CPU).
 
@@ -162,35 +171,46 @@ def train(
         checkpoints: where to keep checkpoints. One that is there is gone on from, to the same bits as if nothing had
             happened; with them SIGINT and SIGTERM end the training between two steps. The caller removes the folder
             when it has kept the result.
+        asked: says after each step who else asks to stop, or None; with ``checkpoints``.
 
     Raises:
-        TrainingError: a loss or gradient is not finite: names the step, the task and the images.
-        ConfigError: nothing to optimise, no batch, a weight without a loss, or a watched metric that is not there.
-        Interrupted: a signal asked to stop; the checkpoint is written.
+        TrainingError: a loss or gradient is not finite: names the step, the task and the images; or the processes
+            that train together no longer hold the same.
+        ConfigError: nothing to optimise, no batch, a weight without a loss, a watched metric that is not there, or a
+            step that several processes cannot make.
+        Interrupted: a signal or ``asked`` asked to stop; the checkpoint is written.
         StoreError: a checkpoint cannot be written.
 
     Several processes (torchrun, Ray Train) train together where each calls this with equal arguments inside an
     initialised process group: each works on its part of every batch, the losses are those of the whole, and parameters
-    stay equal. The first process alone writes checkpoints and tells. BatchNorm sees its own process's part.
+    stay equal, which is checked with every checkpoint and at the end. The first process alone writes checkpoints and
+    tells.
 
     *Deviation*: weight decay is on every parameter, as released (FIDELITY A33), not on matrices alone.
     """
     with _isolated(recipe.seed, device, threads), ThreadPoolExecutor(1, "batches") as ahead:
-        return _Training(step, recipe, emit, device, checkpoints).run(ahead)
+        return _Training(step, recipe, emit, device, checkpoints, asked).run(ahead)
 
 
 class _Training:
     """One training under way: what is saved, and the loop over one step number."""
 
     def __init__(
-        self, step: TrainStep, recipe: Recipe, emit: Listener, device: str, checkpoints: Checkpoints | None
+        self,
+        step: TrainStep,
+        recipe: Recipe,
+        emit: Listener,
+        device: str,
+        checkpoints: Checkpoints | None,
+        asked: Asked,
     ) -> None:
-        self.step, self.recipe, self.emit, self.where = step, recipe, emit, checkpoints
+        self.step, self.recipe, self.emit, self.where, self.asked = step, recipe, emit, checkpoints, asked
         self.cuda = torch.device(device).type == "cuda"
         self.world = World.here()
         self.world.part(recipe.batch_size)  # refuses a batch that cannot be shared
         step.world = self.world if self.world.size > 1 else None
         step.start(recipe.seed, device)
+        self._check_shared()
         parameters = [p for p in step.parameters() if p.requires_grad]
         self.per_epoch = step.num_batches(recipe.batch_size)
         if not parameters or self.per_epoch < 1:
@@ -207,15 +227,22 @@ class _Training:
         self.best: dict[str, Tensor] | None = None
         self.log = History(checkpoints.folder) if checkpoints else None
 
+    def _check_shared(self) -> None:
+        reason = self.step.needs_whole_batch() if self.world.size > 1 else None
+        if reason is not None:
+            where = f"recipe {self.recipe.recipe}, processes"
+            raise ConfigError(f"{self.world.size} processes cannot make the steps of one: {reason}", where)
+
     def run(self, ahead: ThreadPoolExecutor) -> TrainResult:
         begun = time.perf_counter()
         if self.where is not None:
             self.where.folder.mkdir(parents=True, exist_ok=True)
             self._resume()
-            with stop_requests() as asked:
-                self._loop(ahead, asked)
+            with stop_requests() as signalled:
+                self._loop(ahead, lambda: signalled() or self.asked())
         else:
-            self._loop(ahead, lambda: None)
+            self._loop(ahead, nobody)
+        self._require_alike()
         if self.world.rank == 0:
             self._told_end(begun)
         tensors = self.step.export() if self.best is None else self.best
@@ -225,7 +252,7 @@ class _Training:
         ended = {"recipe": self.recipe.recipe, "steps": self.number, "images": self.images, "metrics": self.metrics}
         self.emit(Event("train_end", {**ended, "seconds": time.perf_counter() - begun}))
 
-    def _loop(self, ahead: ThreadPoolExecutor, asked: Callable[[], str | None]) -> None:
+    def _loop(self, ahead: ThreadPoolExecutor, asked: Asked) -> None:
         def prepared(number: int) -> Future[Any]:
             return ahead.submit(
                 self.step.batch, *divmod(number, self.per_epoch), self.recipe.batch_size, self.recipe.seed
@@ -292,9 +319,18 @@ class _Training:
             if self.recipe.early_stop is not None:
                 self.best = self.step.export()
 
+    def _require_alike(self) -> None:
+        if not self.world.alike([*self.step.parameters(), *self.step.training_state().values()]):
+            raise TrainingError(
+                "the processes no longer hold the same parameters and task weights",
+                where=f"recipe {self.recipe.recipe}, step {self.number} of {self.steps}",
+                fix="run again: it goes on from the last checkpoint, where they were equal",
+            )
+
     def _save(self) -> None:
         assert self.where is not None
         assert self.log is not None
+        self._require_alike()
         tensors = (
             pack("model", self.step.state()) | pack("step", self.step.training_state())
             | pack("optimizer", pack_optimizer(self.optimizer)) | pack("generators", generators_state(self.cuda))

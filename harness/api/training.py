@@ -128,7 +128,8 @@ class TrainStep(ABC):
 
     Where several processes train together the trainer sets ``world`` (``harness.api.world.World``) before ``start``:
     ``batch`` then gives this process's part of the batch, and ``losses`` those of the whole batch, from outputs
-    gathered over the processes. The trainer sums gradients. Alone it is None.
+    gathered over the processes. The trainer sums gradients, and holds that ``parameters()`` and ``training_state()``
+    are equal on all of them. Alone it is None.
     """
 
     world: World | None = None
@@ -181,6 +182,11 @@ class TrainStep(ABC):
         from harness.api.trainer import weighted_update
 
         return weighted_update(self, batch, optimizer, place)
+
+    def needs_whole_batch(self) -> str | None:
+        """Why several processes, each with a part of every batch, would not make the steps of one; None where they do.
+        Asked for after ``start``; a training of several processes is then refused with these words."""
+        return None
 
     def training_state(self) -> dict[str, Tensor]:
         """What training changes beside ``state()`` and the optimiser: all that a true resume needs of the step."""
@@ -277,7 +283,8 @@ class Recipe(BaseModel):
 
     ``start`` names weights to begin with, by the step's slots: files below the weights root. Without it a step begins
     with random weights of ``seed``. ``evaluate_every`` epochs the step's metrics on `select` are taken (0: at the end
-    alone; with ``plateau`` or ``early_stop`` after every epoch).
+    alone; with ``plateau`` or ``early_stop`` after every epoch). ``processes`` share every batch in equal parts: sums
+    over them have other last bits, so their number is part of the recipe.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -295,6 +302,7 @@ class Recipe(BaseModel):
     max_images: int | None = Field(default=None, gt=0)
     epochs: int = Field(default=20, gt=0)
     batch_size: int = Field(default=48, gt=0)
+    processes: int = Field(default=1, gt=0)
     optimizer: Literal["adamw", "adam"] = "adamw"
     lr: float = Field(default=1e-5, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
@@ -308,4 +316,10 @@ class Recipe(BaseModel):
     def _schedule_is_whole(self) -> Recipe:
         if (self.schedule == "plateau") != (self.plateau is not None):
             raise ValueError("schedule plateau and the section `plateau` belong together")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> Recipe:
+        if self.batch_size % self.processes:
+            raise ValueError(f"a batch of {self.batch_size} cannot be shared by {self.processes} processes")
         return self

@@ -2,12 +2,13 @@
 
 Losses that look at pairs are no means of the processes' losses, so each process computes the loss of the whole batch:
 it gathers the outputs of all (with gradient for its own), and parameters' gradients are summed. Every process then has
-the same losses, and whatever follows from them. Works under torchrun and Ray Train alike: both start
-`torch.distributed`.
+the same losses, and whatever follows from them. Who started the processes does not matter: `torch.distributed` is
+what they share.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,8 @@ class World:
             ConfigError: the batch cannot be cut into equal parts.
         """
         if count % self.size:
-            raise ConfigError(f"a batch of {count} cannot be shared by {self.size} processes", "batch_size")
+            fix = f"a multiple of {self.size}; a split with fewer images than a batch gives a batch of all it has"
+            raise ConfigError(f"a batch of {count} cannot be shared by {self.size} processes", "batch_size", fix)
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -85,6 +87,18 @@ class World:
         box = [value]
         distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def alike(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether all processes hold these tensors to the bit; one message of 32 bytes."""
+        if self.size == 1:
+            return True
+        digest, device = hashlib.sha256(), "cpu"
+        for t in tensors:
+            device = str(t.device) if t.is_cuda else device
+            digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        mine = torch.tensor([list(digest.digest())], dtype=torch.uint8, device=device)
+        everyones = _gathered(mine, self.size)
+        return bool((everyones == mine).all().item())
 
     def wait(self) -> None:
         """Until all processes are here."""

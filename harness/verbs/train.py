@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import ConfigError, DataError, HarnessError
-from harness.api.events import Event, Listener
+from harness.api.events import Event, Listener, silent
 from harness.results.files import require_writable, write_atomic
 from harness.verbs.progress import Progress, clock
 
@@ -42,13 +42,16 @@ class TrainRequest:
     store: Path = Path(".blades-store")
     weights_root: Path = Path("pretrained")
     tracking_uri: str | None = None
+    engine: str = "inline"
+    ray_address: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainDone:
     """What a training gave: the recipe's key, the weights file and its sha256, metrics on `select`, steps, the
     training folder, the command that opens MLflow (None where nothing was logged), and what a suite calls the recipe
-    (None where ``--set`` changed it)."""
+    (None where ``--set`` changed it). Under torchrun ``rank`` says which process this is; those but the first (0) have
+    no folder and nothing to say."""
 
     recipe: str
     key: str
@@ -60,6 +63,7 @@ class TrainDone:
     folder: Path | None = None
     ui_command: str | None = None
     named: str | None = None
+    rank: int = 0
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -152,24 +156,29 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
         KeyboardInterrupt: asked to stop; run again to go on.
     """
     from harness.engine.execute import with_device
-    from harness.engine.inline import pin_numerics
+    from harness.engine.processes import Torchrun, chosen_launcher
     from harness.engine.recipes import recipe_work, train_recipe, trained_weights
     from harness.results.store import Store
     from harness.results.training import file_name
 
-    began, say = time.monotonic(), emit or Progress()
     recipe = _recipe(request.recipe, request.settings)
+    launcher = chosen_launcher(recipe, request.engine, request.ray_address)
+    rank = launcher.rank if isinstance(launcher, Torchrun) else 0
+    began, say = time.monotonic(), silent if rank else emit or Progress()
     require_writable(request.out / "training.json")
     export = None if request.export is None else _export_path(request.export)
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})))
     root = _root(request, say)
     source, reader = _source(recipe, root, request, say)
     threads = request.threads or len(os.sched_getaffinity(0))
-    work = recipe_work(recipe, source, {}, threads, with_device(request.device), request.weights_root)
+    there = request.engine == "ray" and request.device == "cuda"  # on the cluster's machines, not needed on this one
+    device = "cuda" if there else with_device(request.device)
+    work = recipe_work(recipe, source, {}, threads, device, request.weights_root)
     stored = trained_weights(work, store) is not None
-    pin_numerics(threads)
-    made = train_recipe(work, store, _pixels(reader), say, threads, request.every)
+    made = train_recipe(work, store, _pixels(reader), say, threads, request.every, launcher)
     assert made.path is not None
+    if rank:
+        return TrainDone(recipe.recipe, work.key, made.path, made.path.stem, trained=not stored, rank=rank)
     if export is not None:
         write_atomic(export, made.path.read_bytes())
     entry = store.entry("recipes", work.key) or {}
@@ -248,10 +257,11 @@ def _export_path(export: Path) -> Path:
 
 
 def _pixels(reader: Reader | None) -> ReadRow:
-    def nothing(row: int) -> np.ndarray:
-        raise AssertionError("images of the released layout are read by their table")
+    return _no_rows if reader is None else reader.pixels
 
-    return nothing if reader is None else reader.pixels
+
+def _no_rows(row: int) -> np.ndarray:
+    raise AssertionError("images of the released layout are read by their table")
 
 
 def train(recipe: str | Path, **options: Any) -> TrainDone:

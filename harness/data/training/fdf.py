@@ -19,6 +19,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -271,16 +272,23 @@ def _beside(found: FdfFolder, ids: Sequence[str], stored: Mapping[int, Sequence[
 
 def _landmarks(folder: Path | None, ids: Sequence[str], notes: list[str]) -> Landmarks:
     """Reads `<id>.npy` when asked; counted by names alone here."""
-    from harness.data.manipulate.landmarks import read_landmarks_npy
-
     there = set() if folder is None else {p.stem for p in folder.glob("*.npy")}
     absent = sum(name not in there for name in ids)
     if absent:
         notes.append(f"{absent:,} faces without a landmarks file")
-    if folder is None:
-        return no_landmarks
+    return no_landmarks if folder is None else _LandmarkFiles(folder, tuple(ids), frozenset(there))
 
-    def read(row: int) -> NDArray[np.float32] | None:
-        return read_landmarks_npy(folder / f"{ids[row]}.npy") if ids[row] in there else None
 
-    return read
+@dataclass(frozen=True)
+class _LandmarkFiles:
+    """Reads `<id>.npy` of a row; a class and no closure, so that a table can be sent to other processes."""
+
+    folder: Path
+    ids: tuple[str, ...]
+    there: frozenset[str]
+
+    def __call__(self, row: int) -> NDArray[np.float32] | None:
+        from harness.data.manipulate.landmarks import read_landmarks_npy
+
+        name = self.ids[row]
+        return read_landmarks_npy(self.folder / f"{name}.npy") if name in self.there else None
