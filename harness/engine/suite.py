@@ -16,6 +16,7 @@ from harness.api.registry import unknown
 from harness.api.yamlsafe import load_yaml, parse_yaml
 
 PROFILES = ("demo", "full")
+ENGINES = ("inline", "ray")
 
 
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w .()+-]{0,63}$")]
@@ -73,11 +74,29 @@ class BootstrapSpec(_Model):
     seed: int = 2024
 
 
-class Execution(_Model):
-    """How the work is run; none of it changes a score but threads and batch size (they are in the keys)."""
+class ActorSpec(_Model):
+    """What a worker of one row's stages reserves under Ray, where that differs from the rest."""
 
+    cpus: float | None = Field(default=None, gt=0)
+    gpus: float | None = Field(default=None, gt=0)
+
+
+class Execution(_Model):
+    """How the work is run; none of it changes a score but threads (they are in the keys).
+
+    ``workers`` threads read images. The rest is of the engine `ray`: what a worker reserves (``cpus``, ``gpus``;
+    fractions are shares; by row in ``actors``), at most how many of them (``max_actors``), how long a piece of work may
+    take, and how often it is tried again before it is cut in two."""
+
+    engine: Literal["inline", "ray"] = "inline"
     workers: int = Field(default=2, ge=0)
     threads: int | None = Field(default=None, gt=0)
+    cpus: float | None = Field(default=None, gt=0)
+    gpus: float | None = Field(default=None, gt=0)
+    actors: dict[RowName, ActorSpec] = Field(default_factory=dict)
+    max_actors: int | None = Field(default=None, gt=0)
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    retries: int = Field(default=2, ge=0, le=20)
 
 
 class Suite(_Model):
@@ -101,6 +120,13 @@ class Suite(_Model):
     def _known_reference(self) -> Suite:
         if self.reference is not None and self.reference not in self.detectors:
             raise ValueError(f"reference {self.reference!r} is no row of detectors")
+        return self
+
+    @model_validator(mode="after")
+    def _known_actors(self) -> Suite:
+        for row in self.execution.actors:
+            if row not in self.detectors:
+                raise ValueError(f"execution.actors: {row!r} is no row of detectors")
         return self
 
     @property
@@ -217,7 +243,26 @@ def _explain(error: ValidationError, where: object) -> NoReturn:
     raise ConfigError(f"{place or 'suite'}: {message}", where=where) from None
 
 
-_NESTED = (TestDraw, FitSpec, TableSpec, BootstrapSpec, Execution)
+_NESTED = (TestDraw, FitSpec, TableSpec, BootstrapSpec, Execution, ActorSpec)
+
+
+def profiled(document: dict[str, Any], profile: str, where: object) -> dict[str, Any]:
+    """A file's document for one profile: the overlay of that name under ``profiles`` merged in.
+
+    Raises:
+        ConfigError: an unknown profile, here or in the file, or overlays that are no mappings.
+    """
+    profiles = document.pop("profiles", {}) or {}
+    if not isinstance(profiles, dict):
+        raise ConfigError("profiles must be a mapping", where=where)
+    for key, overlay in profiles.items():
+        if key not in PROFILES:
+            raise unknown("profile", str(key), list(PROFILES), where=where)
+        if not isinstance(overlay, dict | None):
+            raise ConfigError(f"profiles.{key} must be a mapping", where=where)
+    if profile not in PROFILES:
+        raise unknown("profile", profile, list(PROFILES))
+    return {**merge(document, profiles.get(profile) or {}), "profile": profile}
 
 
 def load_suite(
@@ -236,18 +281,9 @@ def load_suite(
     """
     path = find_suite(str(name))
     document = load_yaml(path)
-    profiles = document.pop("profiles", {}) or {}
-    if not isinstance(profiles, dict):
-        raise ConfigError("profiles must be a mapping", where=path)
-    for key, overlay in profiles.items():
-        if key not in PROFILES:
-            raise unknown("profile", str(key), list(PROFILES), where=path)
-        if not isinstance(overlay, dict | None):
-            raise ConfigError(f"profiles.{key} must be a mapping", where=path)
-    if profile not in PROFILES:
-        raise unknown("profile", profile, list(PROFILES))
-    document = merge(document, profiles.get(profile) or {})
-    document["profile"] = profile
+    if "sweep" in document and "suite" not in document:
+        raise ConfigError("this file is a sweep, not a suite", path, f"start it: harness sweep {name}")
+    document = profiled(document, profile, path)
     rows = document.get("detectors")
     if isinstance(rows, dict):
         document["detectors"] = {k: ({} if v is None else v) for k, v in rows.items()}
@@ -277,4 +313,6 @@ def _only(suite: Suite, wanted: list[str]) -> Suite:
             raise unknown("detector row", name, dict(suite.detectors), where=f"suite {suite.suite}")
     rows = {name: row for name, row in suite.detectors.items() if name in wanted}
     reference = suite.reference if suite.reference in rows else None
-    return suite.model_copy(update={"detectors": rows, "reference": reference})
+    actors = {name: actor for name, actor in suite.execution.actors.items() if name in wanted}
+    execution = suite.execution.model_copy(update={"actors": actors})
+    return suite.model_copy(update={"detectors": rows, "reference": reference, "execution": execution})
