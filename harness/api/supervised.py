@@ -147,6 +147,12 @@ class SupervisedStep(TrainStep):
             outputs, labels = self.world.gather(outputs), self.world.gather_plain(labels)
         return {"loss": self.loss(outputs, labels)}
 
+    def needs_whole_batch(self) -> str | None:
+        """BatchNorm uses the statistics of what it sees."""
+        kinds = nn.modules.batchnorm._BatchNorm
+        normalises = any(isinstance(module, kinds) for module in self.module.modules())
+        return "BatchNorm sees only its process's part of a batch; use processes: 1" if normalises else None
+
     def evaluate(self, batch_size: int = 64) -> dict[str, float]:
         """On `select`: ``loss`` and, of one logit (> 0) or two (the larger), ``accuracy``; empty without images."""
         count = self.images.count("select")
