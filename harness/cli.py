@@ -62,7 +62,10 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
     detectors: Annotated[str | None, typer.Option(help="Only these rows, separated by commas.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many generated images a generator.")] = None,
-    engine: Annotated[str, typer.Option(help="inline.")] = "inline",
+    engine: Annotated[
+        str | None, typer.Option(help="inline (this process) or ray (a cluster). [default: the suite's, inline]")
+    ] = None,
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster. [default: one of our own]")] = None,
     require_all: Annotated[bool, typer.Option("--require-all", help="Stop if any weights are missing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     match_format: Annotated[
@@ -89,7 +92,8 @@ def run(
     request = RunRequest(
         suite=suite, profile=profile, protocol=protocol, data_root=data_root, out=out, settings=tuple(set_ or ()),
         detectors=tuple(d.strip() for d in detectors.split(",") if d.strip()) if detectors else None,
-        limit=limit, engine=engine, require_all=require_all, dry_run=dry_run, match_format=match_format, rotate=rotate,
+        limit=limit, engine=engine, ray_address=ray_address, require_all=require_all, dry_run=dry_run,
+        match_format=match_format, rotate=rotate,
         on_bad_image=on_bad_image, workers=workers, threads=threads, allow_outside=allow_outside, device=device,
         batch_size=batch_size, store=store, weights_root=weights_root, tracking_uri=tracking_uri,
     )  # fmt: skip

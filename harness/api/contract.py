@@ -130,6 +130,10 @@ class Transform(Stage):
     micro_batch: ClassVar[int] = 32
     map_bytes: ClassVar[int] = 0
     """Bytes one stored map takes, for the disk check before a run (0: unknown)."""
+    cpus: ClassVar[float | None] = None
+    """CPUs that a worker of a cluster reserves (None: one a thread; with a GPU, one); a suite can say otherwise."""
+    gpus: ClassVar[float] = 1.0
+    """Share of a GPU that a worker reserves, where the run's device is one."""
 
     @abstractmethod
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
@@ -141,6 +145,10 @@ class Extractor(Stage):
 
     micro_batch: ClassVar[int] = 32
     """Default number of images in one forward; state 1 where images keep their own sizes."""
+    cpus: ClassVar[float | None] = None
+    """As of :class:`Transform`."""
+    gpus: ClassVar[float] = 1.0
+    """As of :class:`Transform`."""
 
     @property
     @abstractmethod

@@ -40,5 +40,9 @@ class StoreError(HarnessError):
     """A store that cannot be written, or content that does not match its digest."""
 
 
+class ClusterError(HarnessError):
+    """Nodes or workers of a cluster that are missing or unfit; what was computed is stored."""
+
+
 class PluginError(HarnessError):
     """A detector plugin that cannot be imported or does not keep the contract."""

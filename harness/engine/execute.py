@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.api.errors import ConfigError, DataError, HarnessError, StoreError
+from harness.api.errors import ClusterError, ConfigError, DataError, HarnessError, ProtocolError, StoreError
 from harness.api.events import Event, Listener
 from harness.engine.bundled import describe_weights
+from harness.engine.engines import Engine, Inline, RemoteError
 from harness.engine.fitting import fitted_head, score_row, threshold_of
 from harness.engine.images import Reader
-from harness.engine.inline import LostError, pin_numerics, run_stage
-from harness.engine.plan import ItemStage, Plan, RowPlan
-from harness.engine.recipes import train_recipe
+from harness.engine.inline import LostError, pin_numerics
+from harness.engine.plan import HeadWork, ItemStage, Plan, RowPlan
+from harness.engine.recipes import train_recipe, trained_weights
 from harness.results.files import to_json, write_atomic
 from harness.results.store import Store, write_head
 
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 FEW_CALIBRATION = 100
 """Calibration photographs below which a quantile of 5 % hangs on a handful of scores, and the run says so."""
 
-STOPS = (DataError, StoreError)
-"""Errors that end a run: they are about the images or the disk, not about one detector."""
+STOPS = (DataError, StoreError, ClusterError)
+"""Errors that end a run: they are about the images, the disk or the cluster, not about one detector."""
 
 
 @dataclass
 class Outcome:
-    """What execution gave: score tables, failures by row (message and traceback), images computed by stage."""
+    """What execution gave: score tables, failures by row (message and traceback), images computed by stage; images set
+    aside, an entry an image and row: ``row``, ``sha256``, ``path``, ``why``."""
 
     scores: list[pd.DataFrame] = field(default_factory=list)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Outcome:
     thresholds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    set_aside: list[dict[str, str]] = field(default_factory=list)
 
 
 def check_disk(plan: Plan, store: Store) -> None:
@@ -79,28 +81,21 @@ def check_weights(plan: Plan) -> None:
             continue
 
 
-def rows_lookup(stage: ItemStage, plan: Plan) -> Callable[[np.ndarray], list[int]]:
-    """A function from item digests of a stage to manifest rows."""
-    items = next(p.items for p in plan.rows if any(s.key == stage.key for s in p.stages))
-    order = np.argsort(items, kind="stable")
-    ranked = items[order]
-
-    def rows_of(wanted: np.ndarray) -> list[int]:
-        return [int(i) for i in order[np.searchsorted(ranked, wanted)]]
-
-    return rows_of
-
-
 class Executor:
-    """Runs a plan inline, telling ``emit`` what happens."""
+    """Runs a plan by an engine (which is entered by the caller; None: inline), telling ``emit`` what happens."""
 
-    def __init__(self, plan: Plan, store: Store, reader: Reader, emit: Listener, workers: int) -> None:
-        self.plan, self.store, self.reader, self.emit, self.workers = plan, store, reader, emit, workers
+    def __init__(
+        self, plan: Plan, store: Store, reader: Reader, emit: Listener, workers: int, engine: Engine | None = None
+    ) -> None:  # fmt: skip
+        self.plan, self.store, self.reader, self.emit = plan, store, reader, emit
+        self.engine: Engine = engine or Inline(plan, store, reader, emit, workers)
         self.out = Outcome()
+        self.aside: dict[str, dict[bytes, str]] = {}
+        """Digests of the images that a stage cannot do, and why, by the stage's key."""
 
     def _fail(self, rows: list[str], error: Exception) -> None:
-        text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
-        trace = "".join(traceback.format_exception(error))
+        text = str(error) if isinstance(error, HarnessError | RemoteError) else f"{type(error).__name__}: {error}"
+        trace = error.trace if isinstance(error, RemoteError) else "".join(traceback.format_exception(error))
         for row in dict.fromkeys(rows):
             self.out.failures[row] = {"message": text, "traceback": trace}
             self.emit(Event("warning", {"text": f"row {row} failed: {text}"}))
@@ -111,8 +106,10 @@ class Executor:
                 s for s in self.plan.stages.values() for w in s.weights.values() if w.identity == f"recipe:{work.key}"
             ]
             try:
-                pin_numerics(self.plan.settings.threads)
-                made = train_recipe(work, self.store, self.reader.pixels, self.emit, self.plan.settings.threads)
+                threads = self.plan.settings.threads
+                pin_numerics(threads)
+                launcher = None if trained_weights(work, self.store) is not None else self.engine.launcher()
+                made = train_recipe(work, self.store, self.reader.pixels, self.emit, threads, launcher=launcher)
             except STOPS:
                 raise
             except Exception as error:
@@ -129,12 +126,10 @@ class Executor:
             }  # fmt: skip
 
     def _stage(self, stage: ItemStage) -> None:
-        settings = self.plan.settings
-        done = run_stage(
-            stage, rows_lookup(stage, self.plan), self.reader, self.store, device=settings.device,
-            threads=settings.threads, workers=self.workers, emit=self.emit,
-        )  # fmt: skip
-        self.out.computed[stage.key] = self.out.computed.get(stage.key, 0) + done
+        before = {} if stage.source is None else self.aside.get(stage.source.key, {})
+        done = self.engine.items(stage, np.array(list(before), "S32"))
+        self.out.computed[stage.key] = self.out.computed.get(stage.key, 0) + done.images
+        self.aside[stage.key] = {**before, **done.aside}
 
     def _items(self) -> None:
         for stage in self.plan.stages.values():
@@ -155,29 +150,83 @@ class Executor:
             except Exception as error:
                 self._fail(stage.rows, error)
 
+    def _open(self) -> list[RowPlan]:
+        return [row for row in self.plan.rows if row.row.name not in self.out.failures]
+
+    def _heads(self) -> None:
+        """What the engine makes of heads before anybody asks; a row whose fit or calibration set lacks an image that
+        was set aside fails before."""
+        for row in self._open():
+            lacking = self._lacking(row)
+            if lacking is not None:
+                self._fail([row.row.name], lacking)
+        for row_name, error in self.engine.heads(self._open()).items():
+            if isinstance(error, STOPS) and not isinstance(error, LostError):
+                raise error
+            if not isinstance(error, LostError):  # what was lost is computed again when the row is scored
+                self._fail([row_name], error)
+
+    def _lacking(self, row: RowPlan) -> ProtocolError | None:
+        aside = self.aside.get(row.extractor.key)
+        if not aside:
+            return None
+        sets = [("calibration", row.calibration_rows)]
+        head: HeadWork | None = row.head
+        while head is not None:
+            sets.insert(0, ("fit", head.fit_rows))
+            head = head.upstream
+        for name, rows in sets:
+            for manifest_row in rows:
+                why = aside.get(bytes(row.items[manifest_row]))
+                if why is not None:
+                    return ProtocolError(
+                        f"an image of the {name} set ended every worker that read it ({why}); without it this set would"
+                        " be another", where=self.reader.path(int(manifest_row)),
+                        fix="replace the image or take it off its list, or leave the row out",
+                    )  # fmt: skip
+        return None
+
+    def _list_aside(self, row: RowPlan) -> None:
+        """Put the images that a row has no result of into the record."""
+        aside = self.aside.get(row.extractor.key)
+        if not aside:
+            return
+        seen: set[str] = set()
+        for manifest_row in self.plan.cell_rows:
+            why, sha = aside.get(bytes(row.items[manifest_row])), self.reader.digests[int(manifest_row)]
+            if why is None or sha in seen:
+                continue
+            seen.add(sha)
+            path = self.reader.paths[int(manifest_row)]
+            self.out.set_aside.append({"row": row.row.name, "sha256": sha, "path": path, "why": why})
+            text = f"row {row.row.name}: {path} has no score: every worker ended or hung over it ({why})"
+            self.emit(Event("warning", {"text": text}))
+
     def _score(self, row: RowPlan, fitted_root: Path) -> None:
         head = fitted_head(row.head, self.plan, row, self.store, self.emit)
         threshold = threshold_of(row, head, self.store)
-        self.out.scores.append(score_row(self.plan, row, head, threshold, self.store))
+        aside = np.array(list(self.aside.get(row.extractor.key, {})), "S32")
+        self.out.scores.append(score_row(self.plan, row, head, threshold, self.store, aside))
         self.out.thresholds[row.row.name] = threshold
         calibrated = len(row.calibration_rows)
         few = [f"its threshold rests on {calibrated} photographs only"] if 0 < calibrated < FEW_CALIBRATION else []
         for warning in [*row.row.detector.warnings(len(row.head.fit_rows)), *few]:
             self.out.warnings.append(f"{row.row.name}: {warning}")
             self.emit(Event("warning", {"text": f"{row.row.name}: {warning}"}))
+        self._list_aside(row)
         save_fitted(fitted_root / row.row.name, row, self.plan, self.store, threshold)
 
     def run(self, fitted_root: Path) -> Outcome:
         """Everything; what each row fitted is written under ``fitted_root``.
 
         Raises:
-            DataError, StoreError: an image or the disk stopped the run; what was computed is in the store.
+            DataError, StoreError, ClusterError: an image, the disk or the cluster stopped the run; what was computed
+                is in the store.
         """
         self._train()
         self._items()
-        for row in self.plan.rows:
-            if row.row.name in self.out.failures:
-                continue
+        self._heads()
+        for row in self._open():
             try:
                 try:
                     self._score(row, fitted_root)

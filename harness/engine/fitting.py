@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.contract import FitData, FittedHead, FixedThreshold, predict
+from harness.api.contract import Extractor, FitData, FittedHead, FixedThreshold, Head, Weights, predict
 from harness.api.errors import ProtocolError, StoreError
-from harness.api.events import Event, Listener
-from harness.engine.inline import LostError
+from harness.api.events import Event, Listener, silent
+from harness.engine.inline import NOTHING, LostError
 from harness.engine.plan import HeadWork, Plan, RowPlan
 from harness.results.store import Store
 
@@ -19,20 +20,27 @@ if TYPE_CHECKING:
 SCORE_ROWS = 65_536
 
 
-def features_of(plan_row: RowPlan, rows: np.ndarray, store: Store) -> np.ndarray:
-    """Stored features ``[len(rows), D]`` of manifest rows; NaN rows are abstentions.
+def stored_features(extractor: str, dim: int, items: np.ndarray, store: Store, aside: np.ndarray) -> np.ndarray:
+    """Stored features ``[N, dim]`` of item digests ``[N] S32``; NaN rows are abstentions, and images set ``aside``.
 
     Raises:
         LostError: a feature is missing (a segment was damaged after it was written).
     """
-    extractor = plan_row.extractor
-    values, found = store.items(extractor.key).matrix(plan_row.items[rows], extractor.stage.dim)  # type: ignore[union-attr]
-    if not found.all():
+    values, found = store.items(extractor).matrix(items, dim)
+    gone = ~found if len(aside) == 0 else ~found & ~np.isin(items, aside)
+    if gone.any():
         raise LostError(
-            f"{int((~found).sum())} stored features are gone (a damaged segment was set aside)",
-            where=extractor.key, fix="run the same command again: they are computed again",
+            f"{int(gone.sum())} stored features are gone (a damaged segment was set aside)",
+            where=extractor, fix="run the same command again: they are computed again",
         )  # fmt: skip
     return values
+
+
+def features_of(plan_row: RowPlan, rows: np.ndarray, store: Store, aside: np.ndarray = NOTHING) -> np.ndarray:
+    """Features of a row's extractor for manifest rows; as :func:`stored_features`."""
+    extractor = plan_row.extractor
+    assert isinstance(extractor.stage, Extractor)
+    return stored_features(extractor.key, extractor.stage.dim, plan_row.items[rows], store, aside)
 
 
 def score_features(head: FittedHead, features: np.ndarray) -> np.ndarray:
@@ -46,24 +54,61 @@ def score_features(head: FittedHead, features: np.ndarray) -> np.ndarray:
     return out
 
 
-def _fit(work: HeadWork, plan: Plan, plan_row: RowPlan, store: Store, upstream: FittedHead | None) -> FittedHead:
+@dataclass(frozen=True)
+class FitWork:
+    """A head to make, apart from its plan, so that it can be sent to another process.
+
+    Attributes:
+        key, head, weights: as of ``HeadWork``.
+        row: whose head it is, for messages.
+        upstream: the head that is made first on the same features.
+        extractor, dim: key and width of the features.
+        items, labels, generators: the fit set in fit order, ``[N]``; empty where nothing is fitted.
+        threads: of linear algebra.
+    """
+
+    key: str
+    row: str
+    head: Head
+    weights: Weights
+    upstream: FitWork | None
+    extractor: str
+    dim: int
+    items: np.ndarray
+    labels: np.ndarray
+    generators: tuple[str, ...]
+    threads: int
+
+
+def fit_work(work: HeadWork, plan: Plan, plan_row: RowPlan) -> FitWork:
+    """What it takes to make a head of a row."""
+    upstream = None if work.upstream is None else fit_work(work.upstream, plan, plan_row)
+    extractor, rows = plan_row.extractor, work.fit_rows
+    assert isinstance(extractor.stage, Extractor)
+    return FitWork(
+        work.key, plan_row.row.name, work.head, work.weights, upstream, extractor.key, extractor.stage.dim,
+        plan_row.items[rows], plan.manifest["label"].to_numpy()[rows].astype(np.int8),
+        tuple(str(n) for n in plan.manifest["generator"].to_numpy()[rows]), plan.settings.threads,
+    )  # fmt: skip
+
+
+def _fit(work: FitWork, store: Store, upstream: FittedHead | None) -> FittedHead:
     from threadpoolctl import threadpool_limits
 
     data = None
     if work.head.fit_on != "nothing":
-        features = features_of(plan_row, work.fit_rows, store)
+        features = stored_features(work.extractor, work.dim, work.items, store, NOTHING)
         good = np.isfinite(features).all(axis=1)
-        labels = plan.manifest["label"].to_numpy()[work.fit_rows]
-        names = plan.manifest["generator"].to_numpy()[work.fit_rows]
         if not good.any():
-            raise ProtocolError(f"row {plan_row.row.name!r}: the detector abstains on every image of the fit set")
-        data = FitData(features[good], labels[good].astype(np.int8), [str(n) for n in names[good]], upstream)
-    with threadpool_limits(limits=plan.settings.threads):
+            raise ProtocolError(f"row {work.row!r}: the detector abstains on every image of the fit set")
+        names = [name for name, kept in zip(work.generators, good, strict=True) if kept]
+        data = FitData(features[good], work.labels[good], names, upstream)
+    with threadpool_limits(limits=work.threads):
         return work.head.fit(data, work.weights)
 
 
-def fitted_head(work: HeadWork, plan: Plan, plan_row: RowPlan, store: Store, emit: Listener) -> FittedHead:
-    """The head of a row: from the store, or fitted now (its upstream first) and stored.
+def made_head(work: FitWork, store: Store, emit: Listener = silent) -> FittedHead:
+    """A head: from the store, or fitted now (its upstream first) and stored.
 
     What is returned is always what the store holds, restored, so that a first and a second run score alike.
     """
@@ -71,12 +116,25 @@ def fitted_head(work: HeadWork, plan: Plan, plan_row: RowPlan, store: Store, emi
         stored = store.head(work.key)
         if stored is not None:
             return work.head.fitted_class.restore(*stored)
-        upstream = None if work.upstream is None else fitted_head(work.upstream, plan, plan_row, store, emit)
-        what = f"on {len(work.fit_rows):,} images" if len(work.fit_rows) else "from its weights"
-        emit(Event("note", {"text": f"making the head of {plan_row.row.name} {what}"}))
-        arrays, meta = _fit(work, plan, plan_row, store, upstream).state()
+        upstream = None if work.upstream is None else made_head(work.upstream, store, emit)
+        emit(Event("note", {"text": making(work)}))
+        arrays, meta = _fit(work, store, upstream).state()
         store.put_head(work.key, arrays, meta)
     raise StoreError("a fitted head did not reach the store", where=store.root)
+
+
+def making(work: FitWork) -> str:
+    """What is being made, for people."""
+    what = f"on {len(work.items):,} images" if len(work.items) else "from its weights"
+    return f"making the head of {work.row} {what}"
+
+
+def fitted_head(work: HeadWork, plan: Plan, plan_row: RowPlan, store: Store, emit: Listener) -> FittedHead:
+    """The head of a row; as :func:`made_head`."""
+    stored = store.head(work.key)
+    if stored is not None:
+        return work.head.fitted_class.restore(*stored)
+    return made_head(fit_work(work, plan, plan_row), store, emit)
 
 
 def threshold_of(plan_row: RowPlan, head: FittedHead, store: Store) -> float:
@@ -92,12 +150,15 @@ def threshold_of(plan_row: RowPlan, head: FittedHead, store: Store) -> float:
     return float(stored["threshold"])
 
 
-def score_row(plan: Plan, plan_row: RowPlan, head: FittedHead, threshold: float, store: Store) -> pd.DataFrame:
-    """``scores.parquet`` rows of one detector: every image that some test set names, once a role."""
+def score_row(
+    plan: Plan, plan_row: RowPlan, head: FittedHead, threshold: float, store: Store, aside: np.ndarray = NOTHING
+) -> pd.DataFrame:
+    """``scores.parquet`` rows of one detector: every image that some test set names, once a role; images set
+    ``aside`` have no score (NaN)."""
     import pandas as pd
 
     table = plan.manifest.iloc[plan.cell_rows]
-    scores = score_features(head, features_of(plan_row, plan.cell_rows, store))
+    scores = score_features(head, features_of(plan_row, plan.cell_rows, store, aside))
     return pd.DataFrame({
         "sha256": table["sha256"].to_numpy(),
         "label": table["label"].to_numpy().astype(np.int8),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,10 @@ time, and rows left over are summed in another order, so that the last bit of 10
 for every batch size that is no multiple of 4, and for none that is)."""
 
 
+NOTHING = np.empty(0, "S32")
+"""No images."""
+
+
 class LostError(StoreError):
     """Stored results turned out to be damaged when they were read; computing them again mends it."""
 
@@ -44,10 +48,10 @@ def pin_numerics(threads: int) -> None:
 
 
 class _Writer:
-    """Collects rows and stores them every few seconds, so that a killed run loses only those."""
+    """Collects rows and stores them every so many seconds, so that a killed run loses only those."""
 
-    def __init__(self, store: Store, stage: ItemStage, emit: Listener) -> None:
-        self.items, self.stage, self.emit = store.items(stage.key), stage, emit
+    def __init__(self, store: Store, stage: ItemStage, seconds: float) -> None:
+        self.items, self.seconds = store.items(stage.key), seconds
         self.digests: list[bytes] = []
         self.values: list[np.ndarray] = []
         self.since = time.monotonic()
@@ -57,7 +61,7 @@ class _Writer:
             self.flush()
         self.digests.append(digest)
         self.values.append(value)
-        if len(self.values) >= FLUSH_ROWS or time.monotonic() - self.since >= FLUSH_SECONDS:
+        if len(self.values) >= FLUSH_ROWS or time.monotonic() - self.since >= self.seconds:
             self.flush()
 
     def flush(self) -> None:
@@ -69,7 +73,9 @@ class _Writer:
 Row = tuple[bytes, "Tensor | None"]
 
 
-def _from_images(stage: ItemStage, items: np.ndarray, rows: list[int], reader: Reader, workers: int) -> Iterator[Row]:
+def _from_images(
+    stage: ItemStage, items: np.ndarray, rows: Sequence[int], reader: Reader, workers: int
+) -> Iterator[Row]:
     window = 2 * max(stage.micro_batch, workers)
     jobs = range(len(rows))
     for job, tensor in ahead(jobs, lambda i: reader.tensor(rows[i], stage.preprocess), workers, window):
@@ -144,6 +150,58 @@ def _nothing(stage: ItemStage) -> np.ndarray:
     return np.full(shape, np.nan, np.float32)
 
 
+def missing_of(stage: ItemStage, store: Store, without: np.ndarray = NOTHING) -> np.ndarray:
+    """Digests ``[N] S32`` that a stage needs and the store lacks, less those ``without`` which it must do."""
+    missing = stage.needed[~store.items(stage.key).stored(stage.needed)]
+    return missing if len(without) == 0 else missing[~np.isin(missing, without)]
+
+
+def label_of(stage: ItemStage) -> str:
+    """A stage's name for people."""
+    return f"{stage.kind} for {', '.join(dict.fromkeys(stage.rows))}"
+
+
+def compute(
+    stage: ItemStage, run: Callable[[Tensor], Tensor], items: np.ndarray, rows: Sequence[int], reader: Reader,
+    store: Store, *, device: str, workers: int, flush_seconds: float = FLUSH_SECONDS,
+    told: Callable[[int], None] = lambda done: None,
+) -> int:  # fmt: skip
+    """Compute and store the results of some images; how many.
+
+    Args:
+        run: what ``stage.stage.load`` gave.
+        items: digests ``[N] S32`` of the images.
+        rows: their rows in the reader; not looked at where the stage reads maps.
+        workers: threads that read ahead.
+        flush_seconds: results are stored after so many seconds at the latest, and when this ends in whatever way.
+        told: is given the number done after each micro-batch.
+
+    Raises:
+        DataError, StoreError, LostError: as reading and storing.
+    """
+    if stage.source is None:
+        source = _from_images(stage, items, rows, reader, workers)
+    else:
+        source = _from_maps(stage.source, items, store, 4 * stage.micro_batch)
+    writer, done = _Writer(store, stage, flush_seconds), 0
+    try:
+        for batch in batches(source, stage.micro_batch):
+            results = forward(run, batch, stage.stage, stage.micro_batch, device)
+            for (digest, _), value in zip(batch, results, strict=True):
+                writer.add(digest, _nothing(stage) if value is None else value)
+            done += len(batch)
+            told(done)
+    finally:
+        writer.flush()
+    return done
+
+
+def keep_rate(stage: ItemStage, store: Store, images: int, seconds: float) -> None:
+    """Store how fast one process did a stage, if it did enough to tell; what ``--dry-run`` reckons hours with."""
+    if images >= 4 * stage.micro_batch:
+        store.put_entry("rates", stage.key, {"images_per_second": images / seconds, "images": images})
+
+
 def run_stage(
     stage: ItemStage, rows_of: Callable[[np.ndarray], list[int]], reader: Reader, store: Store, *,
     device: str, threads: int, workers: int, emit: Listener,
@@ -156,32 +214,22 @@ def run_stage(
     Raises:
         DataError, WeightsError, StoreError: as the stage's parts; what was stored before stays.
     """
-    items = store.items(stage.key)
-    missing = stage.needed[~items.stored(stage.needed)]
+    missing = missing_of(stage, store)
     if len(missing) == 0:
         return 0
-    items.describe(stage.description)
+    store.items(stage.key).describe(stage.description)
     pin_numerics(threads)
-    label = f"{stage.kind} for {', '.join(dict.fromkeys(stage.rows))}"
-    emit(Event("stage_start", {"stage": label, "total": len(missing), "stored": len(stage.needed) - len(missing)}))
+    label, total = label_of(stage), len(missing)
+    emit(Event("stage_start", {"stage": label, "total": total, "stored": len(stage.needed) - total}))
     run = stage.stage.load(stage.weights, device)
-    if stage.source is None:
-        source = _from_images(stage, missing, rows_of(missing), reader, workers)
-    else:
-        source = _from_maps(stage.source, missing, store, 4 * stage.micro_batch)
-    writer = _Writer(store, stage, emit)
-    started, done = time.monotonic(), 0
-    try:
-        for batch in batches(source, stage.micro_batch):
-            results = forward(run, batch, stage.stage, stage.micro_batch, device)
-            for (digest, _), value in zip(batch, results, strict=True):
-                writer.add(digest, _nothing(stage) if value is None else value)
-            done += len(batch)
-            emit(Event("progress", {"stage": label, "done": done, "total": len(missing), "unit": "images"}))
-    finally:
-        writer.flush()
+    rows = rows_of(missing) if stage.source is None else ()
+    started = time.monotonic()
+
+    def told(done: int) -> None:
+        emit(Event("progress", {"stage": label, "done": done, "total": total, "unit": "images"}))
+
+    done = compute(stage, run, missing, rows, reader, store, device=device, workers=workers, told=told)
     seconds = time.monotonic() - started
-    if done >= 4 * stage.micro_batch:
-        store.put_entry("rates", stage.key, {"images_per_second": done / seconds, "images": done})
+    keep_rate(stage, store, done, seconds)
     emit(Event("stage_end", {"stage": label, "done": done, "seconds": seconds}))
     return done

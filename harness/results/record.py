@@ -76,6 +76,7 @@ class Record(BaseModel):
     environment: dict[str, Any] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     failures: list[dict[str, str]] = Field(default_factory=list)
+    set_aside: list[dict[str, str]] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -117,7 +118,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
     tracked_here = _git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is not None
     gpu = None
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and torch.cuda.is_available():  # under Ray the GPUs may be those of other machines
         gpu = {
             "name": torch.cuda.get_device_name(),
             "cuda": torch.version.cuda,

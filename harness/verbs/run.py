@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from harness.engine.plan import Plan, Settings
     from harness.results.record import Record
 
-ENGINES = ("inline",)
-
 
 @dataclass(frozen=True)
 class RunRequest:
@@ -41,7 +39,8 @@ class RunRequest:
     settings: tuple[str, ...] = ()
     detectors: tuple[str, ...] | None = None
     limit: int | None = None
-    engine: str = "inline"
+    engine: str | None = None
+    ray_address: str | None = None
     require_all: bool = False
     dry_run: bool = False
     match_format: str | None = None
@@ -59,11 +58,13 @@ class RunRequest:
 
 @dataclass
 class RunResult:
-    """How it ended: exit code, the run folder (None for a dry run), failed rows, the plan, the MLflow command."""
+    """How it ended: exit code, the run folder (None for a dry run), failed rows, images set aside, the plan, the
+    MLflow command."""
 
     exit_code: int
     run_dir: Path | None = None
     failed: dict[str, str] = field(default_factory=dict)
+    set_aside: list[dict[str, str]] = field(default_factory=list)
     plan: list[dict[str, Any]] = field(default_factory=list)
     computed: int = 0
     ui_command: str | None = None
@@ -72,7 +73,8 @@ class RunResult:
         """For ``--json``."""
         return {
             "exit_code": self.exit_code, "run_dir": None if self.run_dir is None else str(self.run_dir),
-            "failed": self.failed, "plan": self.plan, "computed_images": self.computed, "mlflow_ui": self.ui_command,
+            "failed": self.failed, "set_aside": self.set_aside, "plan": self.plan, "computed_images": self.computed,
+            "mlflow_ui": self.ui_command,
         }  # fmt: skip
 
 
@@ -123,18 +125,21 @@ def _edits(request: RunRequest) -> InputEdits:
 
 
 def _settings(request: RunRequest, suite: Suite) -> Settings:
+    from harness.engine.engines import check_engine
     from harness.engine.execute import with_device
     from harness.engine.plan import Settings, edits_key
 
-    if request.engine not in ENGINES:
-        raise ConfigError(f"unknown engine {request.engine!r}", fix=f"use {', '.join(ENGINES)}")
     batch = None
     if request.batch_size is not None and request.batch_size != "auto":
         if not request.batch_size.isdecimal() or int(request.batch_size) < 1:
             raise ConfigError(f"--batch-size {request.batch_size!r}", fix="a whole number of at least 1, or auto")
         batch = int(request.batch_size)
     threads = request.threads or suite.execution.threads or len(os.sched_getaffinity(0))
-    return Settings(with_device(request.device), threads, batch, edits_key(_edits(request)), request.weights_root)
+    engine = request.engine or suite.execution.engine
+    check_engine(engine, request.ray_address, request.device)
+    there = engine == "ray" and request.device == "cuda"  # on the cluster's machines, not needed on this one
+    device = "cuda" if there else with_device(request.device)
+    return Settings(device, threads, batch, edits_key(_edits(request)), request.weights_root)
 
 
 def _say_missing(rows: list[PreparedRow], emit: Listener, require_all: bool) -> None:
@@ -240,6 +245,11 @@ def _finish(record: Record, outcome: Outcome, started: float) -> Record:
             if made is not None:
                 weights["identity"] = made["sha256"]
     record.failures = [{"row": n, "message": f["message"]} for n, f in outcome.failures.items()]
+    record.set_aside = outcome.set_aside
+    if outcome.set_aside:
+        images = len({entry["sha256"] for entry in outcome.set_aside})
+        rows = ", ".join(dict.fromkeys(entry["row"] for entry in outcome.set_aside))
+        record.stamps.append(f"PARTIAL: {images} images that ended every worker have no score ({rows})")
     record.computed, record.recipes, record.warnings = outcome.computed, outcome.recipes, outcome.warnings
     record.finished = now()
     record.timings = {"total_seconds": round(time.monotonic() - started, 3)}
@@ -280,6 +290,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
         HarnessError: bad input; nothing that was computed is lost.
     """
     from harness.engine.data import prepare_data
+    from harness.engine.engines import make_engine
     from harness.engine.execute import Executor, check_disk, check_weights
     from harness.engine.images import Reader
     from harness.engine.plan import make_plan, plan_summary
@@ -327,7 +338,9 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
     workers = suite.execution.workers if request.workers is None else request.workers
     reader = Reader(data.root, list(data.manifest["path"]), list(data.manifest["sha256"]), _edits(request))
-    outcome = Executor(plan, store, reader, say, workers).run(folder / "fitted")
+    named = request.engine or suite.execution.engine
+    with make_engine(named, plan, store, reader, say, suite.execution, workers, request.ray_address) as engine:
+        outcome = Executor(plan, store, reader, say, workers, engine).run(folder / "fitted")
     _write_scores(folder, suite, data, plan, outcome)
     record_trainings(folder, plan, store, record.stamps)
     outcome.warnings += _audit(folder, say)
@@ -364,8 +377,9 @@ def _publish(
         lines = [f"run folder: {folder}", f"page:       {folder / 'report.html'}"]
         lines += [f"MLflow:     {ui}"] if ui else []
         lines += [f"not done:   {name}: {message}" for name, message in failed.items()]
+        lines += [f"set aside:  {e['path']} ({e['row']}): {e['why']}" for e in record.set_aside]
         print("\n".join(lines))
-    return RunResult(3 if failed else 0, folder, failed, summary, computed, ui)
+    return RunResult(3 if failed or record.set_aside else 0, folder, failed, record.set_aside, summary, computed, ui)
 
 
 def run(suite: str | Path, **options: Any) -> RunResult:
