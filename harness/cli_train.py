@@ -19,6 +19,9 @@ def train(
         Path | None, typer.Option(metavar="FILE", help="Also copy the weights to this .safetensors file.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Then measure it on the split `report`, which training never sees.")
+    ] = False,
     every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 500,
     threads: Threads = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
@@ -43,6 +46,7 @@ def train(
         recipe=recipe, data_root=data_root, profile=profile, out=out, export=export, settings=tuple(set_ or ()),
         every=every, threads=threads, workers=workers, device=device, allow_outside=allow_outside, store=store,
         weights_root=weights_root, tracking_uri=tracking_uri, engine=engine, ray_address=ray_address,
+        report=report,
     ))  # fmt: skip
     if done.rank == 0:
         say(done.document(), as_json, done.text())

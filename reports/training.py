@@ -1,4 +1,5 @@
-"""Figures of a training, drawn from the tables of its folder: losses, task weights, and audits of the hypergradient."""
+"""Figures of a training, drawn from the tables of its folder: losses, task weights, audits of the hypergradient, and
+the report; the report as a table for people."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.results.training import TrainingFolder, by_task, read_training
+from harness.results.training import ABOVE, BELOW, TrainingFolder, by_task, read_training
 from reports.figures import COLOURS, LINES, new_figure, plain_text, save_figure
 from reports.hypergradient import OVERALL, hypergradient_figure
 
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 POINTS = 400
 """Points of a loss that are drawn: of longer trainings each is the mean of as many steps as needed, and it says so."""
 CAPTIONS = {"losses": "losses by step", "lambda": "task weights λ by step",
-            "hypergradient": "hypergradient audit: the difference against the exact product"}  # fmt: skip
+            "hypergradient": "hypergradient audit: the difference against the exact product",
+            "report": "pretext tasks on photographs that training never saw"}  # fmt: skip
 
 
 def make_training_figures(folder: Path) -> list[tuple[Path, str]]:
     """Draw the figures of a training folder into its ``figures/``; each path with a caption.
 
-    ``losses.png``; ``lambda.png`` where the history has task weights; ``hypergradient.png`` where it has audits.
+    ``losses.png``; ``lambda.png`` where the history has task weights; ``hypergradient.png`` where it has audits;
+    ``report.png`` where the training was reported on.
     One that an earlier making left and that is not drawn now is removed. Made again they are the same files.
 
     Raises:
@@ -34,7 +37,7 @@ def make_training_figures(folder: Path) -> list[tuple[Path, str]]:
     """
     training = read_training(folder)
     drawn = {"losses": losses_figure(training), "lambda": lambda_figure(training),
-             "hypergradient": audit_figure(training)}  # fmt: skip
+             "hypergradient": audit_figure(training), "report": report_figure(training)}  # fmt: skip
     out = []
     for name, figure in drawn.items():
         path = folder / "figures" / f"{name}.png"
@@ -145,6 +148,39 @@ def audit_figure(training: TrainingFolder) -> Figure | None:
     if all(row["relative_error"] is None for row in rows):
         return None
     return hypergradient_figure(rows, plain_text("; ".join([_title(training), *training.record.stamps])))
+
+
+def report_figure(training: TrainingFolder) -> Figure | None:
+    """Each number of the report with its interval, beside chance; None where there is no report."""
+    table = training.report
+    if not len(table):
+        return None
+    figure, (ax,) = new_figure(1, 1, (7.6, 1.2 + 0.28 * len(table)), training.record.stamps)
+    places = np.arange(len(table))[::-1]
+    values, low, high = (table[name].to_numpy(np.float64) for name in ("value", "low", "high"))
+    colours = [_VERDICT_COLOURS.get(verdict, "0.4") for verdict in table["verdict"]]
+    ax.hlines(places, low, high, color=colours, linewidth=2)
+    ax.scatter(values, places, color=colours, s=22, zorder=3)
+    ax.scatter(table["chance"], places, marker="|", color="black", s=120, label="chance")
+    ax.set_yticks(places, [plain_text(f"{r.task} {r.metric}") for r in table.itertuples()], fontsize=8)
+    ax.set(xlim=(-0.02, 1.02), xlabel="mean and 95 % interval over photographs")
+    ax.legend(fontsize=7, loc="lower left")
+    ax.set_title(plain_text(f"{training.record.name} ({training.record.key[:12]}): split report"), fontsize=10)
+    return figure
+
+
+_VERDICT_COLOURS = {ABOVE: COLOURS[0], BELOW: COLOURS[1]}
+
+
+def report_text(table: pd.DataFrame) -> str:
+    """The report as aligned text, a line a number."""
+    lines = [f"{'on report':34}  value  95 % interval   chance  photographs"]
+    for row in table.itertuples():
+        chance = "  –   " if np.isnan(row.chance) else f"{row.chance:.3f} "
+        interval = f"[{row.low:.3f}, {row.high:.3f}]"
+        name = f"{row.task} {row.metric}"
+        lines.append(f"{name:34}  {row.value:.3f}  {interval}  {chance}  {row.images:11,}  {row.verdict}".rstrip())
+    return "\n".join(lines)
 
 
 def training_folders(run_folder: Path) -> Sequence[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ class Answers:
     """What an encoder says of N photographs and of one manipulation of each.
 
     Attributes:
-        photographic, manipulated, untouched: [N] bool, called manipulated: the photograph as trained on, its
-            manipulation, and the photograph without the resampling that training may put it through.
+        photographic, manipulated: [N] bool, called manipulated: the photograph as trained on, and its manipulation.
+        untouched, resampled: [N] bool, called manipulated: the photograph without and with the resampling that
+            manipulations bring along; one of the two is the photograph as trained on.
         regions: [N, R] float32, logit of each region on the manipulated face; `true_regions` [N, R] what was done.
         tags: task -> [N] float32 expected level (from 1), or int64 class, of the photograph.
         labels: task -> [N] int64, -1 = not known.
@@ -37,6 +38,7 @@ class Answers:
     photographic: NDArray[np.bool_]
     manipulated: NDArray[np.bool_]
     untouched: NDArray[np.bool_]
+    resampled: NDArray[np.bool_]
     regions: NDArray[np.float32]
     true_regions: NDArray[np.bool_]
     tags: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -45,14 +47,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """One number: mean over `images` photographs, 95 % interval of a bootstrap over photographs, and chance."""
+    """One number: mean over `images` photographs, 95 % interval of a bootstrap over photographs, and what guessing
+    gives (None for the share of one class alone, which guessing can put anywhere)."""
 
     task: str
     metric: str
     value: float
     low: float
     high: float
-    chance: float
+    chance: float | None
     images: int
 
 
@@ -65,26 +68,31 @@ def ask(
     encoder.eval()
     parts: list[tuple[Tensor, ...]] = []
     labels: dict[str, list[NDArray[np.int64]]] = {}
+    kinds = {kind: FaceDataset(faces.images, replace(faces.settings, resample=kind), faces.workers)
+             for kind in (False, True)}  # fmt: skip
     with torch.inference_mode():
         text = encoder.text_features(tokens.to(device))
         for first in range(0, len(rows), batch_size):
             part = [int(r) for r in rows[first : first + batch_size]]
-            both = [faces.batch(split, part, [made] * len(part), SEED, 0) for made in (False, True)]
-            raw = faces.images.inputs([faces.images.read(split, i) for i in part])
-            inputs = torch.cat([both[0].inputs, both[1].inputs, raw]).to(device)
+            kept = [kinds[kind].batch(split, part, [False] * len(part), SEED, 0) for kind in (False, True)]
+            made = faces.batch(split, part, [True] * len(part), SEED, 0)
+            inputs = torch.cat([kept[0].inputs, kept[1].inputs, made.inputs]).to(device)
             logits = encoder.logits(encoder.features(inputs), text).float().cpu()
-            parts.append((*logits.chunk(3), torch.from_numpy(both[1].numbers)))
-            for tag, values in both[0].tags.items():
+            parts.append((*logits.chunk(3), torch.from_numpy(made.numbers)))
+            for tag, values in made.tags.items():
                 labels.setdefault(tag, []).append(values)
-    plain, made, untouched, numbers = (torch.cat([p[i] for p in parts]) for i in range(4))
+    untouched, resampled, manipulated, numbers = (torch.cat([p[i] for p in parts]) for i in range(4))
     known = {tag: np.concatenate(values) for tag, values in labels.items()}
-    return _answers(table, plain, made, untouched, numbers.tolist(), known)
+    return _answers(table, (untouched, resampled), faces.settings.resample, manipulated, numbers.tolist(), known)
 
 
 def _answers(
-    table: TaskTable, plain: Tensor, made: Tensor, untouched: Tensor, numbers: list[int],
+    table: TaskTable, photographs: tuple[Tensor, Tensor], resample: bool, made: Tensor, numbers: list[int],
     known: dict[str, NDArray[np.int64]],
 ) -> Answers:  # fmt: skip
+    """`photographs`: logits without and with the resampling, of which `resample` says the one that was trained on."""
+    plain = photographs[int(resample)]
+
     def called(logits: Tensor) -> NDArray[np.bool_]:
         if "face_coarse" not in table.names:
             return np.zeros(len(logits), bool)
@@ -100,7 +108,7 @@ def _answers(
         elif task.name in known and task.kind is Kind.CATEGORICAL:
             tags[task.name] = plain[:, task.slice].argmax(dim=1).double().numpy()
     return Answers(
-        called(plain), called(made), called(untouched),
+        called(plain), called(made), called(photographs[0]), called(photographs[1]),
         made[:, fine.slice].numpy() if fine else np.zeros((len(numbers), 0), np.float32),
         np.array([[n >= 0 and r in MANIPULATIONS[n].regions for r in names] for n in numbers], bool),
         tags, {tag: known[tag] for tag in tags},
@@ -135,10 +143,13 @@ def balanced_accuracy(called: NDArray[np.float64], labels: NDArray[np.int64], we
     return float(np.mean(shares)) if shares else float("nan")
 
 
-def measures(answers: Answers, table: TaskTable) -> dict[tuple[str, str], tuple[Callable[..., float], float, int]]:
+Measure = tuple[Callable[..., float], float | None, int]
+
+
+def measures(answers: Answers, table: TaskTable) -> dict[tuple[str, str], Measure]:
     """(task, metric) -> (function of the weights of all photographs, chance, photographs with a label)."""
     count = len(answers.photographic)
-    out: dict[tuple[str, str], tuple[Callable[..., float], float, int]] = {}
+    out: dict[tuple[str, str], Measure] = {}
 
     def share(values: NDArray[Any]) -> Callable[..., float]:
         return lambda w: float((w * values).sum() / w.sum())
@@ -146,9 +157,10 @@ def measures(answers: Answers, table: TaskTable) -> dict[tuple[str, str], tuple[
     if "face_coarse" in table.names:
         kept, found = ~answers.photographic, answers.manipulated
         out["face_coarse", "accuracy"] = (lambda w: 0.5 * (share(kept)(w) + share(found)(w)), 0.5, count)
-        out["face_coarse", "accuracy_photographic"] = (share(kept), 0.5, count)
-        out["face_coarse", "accuracy_manipulated"] = (share(found), 0.5, count)
-        out["face_coarse", "accuracy_untouched"] = (share(~answers.untouched), 0.5, count)
+        shares = {"photographic": kept, "manipulated": found, "untouched": ~answers.untouched,
+                  "resampled": ~answers.resampled}  # fmt: skip
+        for name, right in shares.items():
+            out["face_coarse", f"accuracy_{name}"] = (share(right), None, count)
     for task in table:
         if task.name in answers.tags:
             known = answers.labels[task.name] >= 0
@@ -166,7 +178,7 @@ def _name(task: Task) -> str:
     return "concordance" if task.kind is Kind.ORDINAL else "balanced_accuracy"
 
 
-def _tag_measure(answers: Answers, task: Task, known: NDArray[np.bool_]) -> tuple[Callable[..., float], float, int]:
+def _tag_measure(answers: Answers, task: Task, known: NDArray[np.bool_]) -> Measure:
     said, true = answers.tags[task.name][known], answers.labels[task.name][known]
     function = concordance if task.kind is Kind.ORDINAL else balanced_accuracy
     chance = 0.5 if task.kind is Kind.ORDINAL else 1 / len(np.unique(true))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-SPLITS = ("train", "outer", "select")
+SPLITS, REPORT = ("train", "outer", "select"), "report"
 Preprocess = Callable[[np.ndarray], "Tensor"]
 ReadRow = Callable[[int], np.ndarray]
 
@@ -39,19 +40,29 @@ class TrainingSource(Protocol):
     def images(self, preprocess: Preprocess, read: ReadRow) -> TrainingImages:
         """What a step is given; ``read(row)`` gives the pixels of a manifest row, with the run's edits applied."""
 
+    def held_out(self) -> TrainingSource:
+        """The split `report` of the same data, and nothing else: what training never sees.
+
+        Raises:
+            DataError: no photograph is in it.
+        """
+
 
 @dataclass(frozen=True)
 class SuiteFaces:
-    """Rows of a suite's manifest by split, with what the dataset's folder says of them."""
+    """Rows of a suite's manifest by split, with what the dataset's folder says of them; ``others`` makes the same of
+    other splits."""
 
     manifest: pd.DataFrame
     rows: Mapping[str, np.ndarray]
     annotations: Mapping[str, Annotations]
+    others: Callable[[Sequence[str]], SuiteFaces]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """As ``TrainingSource``."""
-        return (*self.annotations["train"].notes, "no bounding boxes: whole images are used")
+        first = next(iter(self.annotations.values()))
+        return (*first.notes, "no bounding boxes: whole images are used")
 
     def _names(self, split: str) -> list[str]:
         return [str(g) for g in self.manifest["generator"].to_numpy()[self.rows[split]]]
@@ -76,12 +87,17 @@ class SuiteFaces:
             landmarks=lambda split, i: self.annotations[split].landmarks(i),
         )
 
+    def held_out(self) -> SuiteFaces:
+        """As ``TrainingSource``."""
+        return self.others((REPORT,))
+
 
 @dataclass(frozen=True)
 class ReleasedFaces:
     """The released training layout; the run's edits do not touch it."""
 
     table: FaceTable
+    splits: tuple[str, ...] = SPLITS
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -90,11 +106,17 @@ class ReleasedFaces:
 
     def identity(self) -> list[str]:
         """As ``TrainingSource``."""
-        return [self.table.identity(split) for split in SPLITS]
+        return [self.table.identity(split) for split in self.splits]
 
     def images(self, preprocess: Preprocess, read: ReadRow) -> TrainingImages:
         """As ``TrainingSource``."""
-        return self.table.images(preprocess, SPLITS)
+        return self.table.images(preprocess, self.splits)
+
+    def held_out(self) -> ReleasedFaces:
+        """As ``TrainingSource``."""
+        if len(self.table.rows(REPORT)) == 0:
+            raise DataError(f"no face is in the split `{REPORT}`", self.table.root, "give more photographs")
+        return ReleasedFaces(self.table, (REPORT,))
 
 
 def _rows(manifest: pd.DataFrame, dataset: str, recipe: Recipe, split: str, count: int) -> np.ndarray:
@@ -123,18 +145,21 @@ def _annotations(
 
 
 def suite_faces(
-    recipe: Recipe, manifest: pd.DataFrame, root: Path, dataset: str, count: int, edits: Mapping[str, Any]
-) -> SuiteFaces:
+    recipe: Recipe, manifest: pd.DataFrame, root: Path, dataset: str, count: int, edits: Mapping[str, Any],
+    splits: Sequence[str] = SPLITS,
+) -> SuiteFaces:  # fmt: skip
     """A recipe's images among those of a suite: at most ``count`` photographs of a split, in the list's order, and the
     recipe's generators.
 
     Raises:
-        DataError: no photograph to train on, or annotations that cannot be read.
+        DataError: no photograph in the first of ``splits``, or annotations that cannot be read.
     """
-    rows = {split: _rows(manifest, dataset, recipe, split, count) for split in SPLITS}
-    if len(rows["train"]) == 0:
-        raise DataError(f"recipe {recipe.recipe!r}: dataset {dataset!r} has no `train` photographs to train on")
-    return SuiteFaces(manifest, rows, _annotations(root, manifest, dataset, rows, edits))
+    rows = {split: _rows(manifest, dataset, recipe, split, count) for split in splits}
+    if len(rows[splits[0]]) == 0:
+        what = "to train on" if splits[0] == "train" else "to report on"
+        raise DataError(f"recipe {recipe.recipe!r}: dataset {dataset!r} has no `{splits[0]}` photographs {what}")
+    others = partial(suite_faces, recipe, manifest, root, dataset, count, edits)
+    return SuiteFaces(manifest, rows, _annotations(root, manifest, dataset, rows, edits), others)
 
 
 def released_faces(recipe: Recipe, root: Path, progress: Callable[[int, int], None] | None = None) -> ReleasedFaces:

@@ -6,15 +6,18 @@ training.json    recipe with every key, key, protocol, sha256 of the weights, me
 history.csv      a row an optimiser step; equal between equal trainings
 speed.csv        clock readings and memory of each step; never equal
 select.csv       metrics on `select`, a row an evaluation
+report.csv       metrics on `report`, a row a number; only where they were asked for
 figures/         drawn from the CSVs by `reports.training`
 ```
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
 RECORD, HISTORY, SPEED, SELECT = "training.json", "history.csv", "speed.csv", "select.csv"
 TABLES = {HISTORY: ("step", "epoch", "lr", "loss"), SPEED: ("step", "images_per_second", "memory_mib"),
           SELECT: ("step", "epoch")}  # fmt: skip
-"""The tables of a training folder and the columns that each begins with."""
+"""The tables that every training folder has and the columns that each begins with."""
+REPORT = "report.csv"
+REPORT_COLUMNS = ("task", "metric", "value", "low", "high", "chance", "images", "verdict")
+ABOVE, AT, BELOW = "above chance", "at chance", "below chance"
 MAX_JSON, MAX_CSV = 16 << 20, 512 << 20
 """Bytes of a record and of a table that are read at most: a folder may come from elsewhere."""
 HEX = r"^[0-9a-f]{64}$"
@@ -53,7 +59,8 @@ class TrainingRecord(BaseModel):
 
     ``key`` is the recipe's on its images; ``inputs`` the digests of images and annotations in it; ``metrics`` those
     on `select` at the end, or of the weights that were kept; ``sessions`` the processes that trained, in order, and
-    ``resumed`` how many of them went on from a checkpoint; ``stamps`` stand on every figure.
+    ``resumed`` how many of them went on from a checkpoint; ``stamps`` stand on every figure; ``reported_on`` are the
+    digests of the images and annotations that ``report.csv`` is of.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -76,17 +83,20 @@ class TrainingRecord(BaseModel):
     sessions: list[Session] = Field(default_factory=list)
     stamps: list[str] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
+    reported_on: list[str] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """A training folder that was read: the record, and the tables with their columns (see `history_table`)."""
+    """A training folder that was read: the record, and the tables with their columns (see `history_table`, and
+    `report_table`: no rows where there is no report)."""
 
     folder: Path
     record: TrainingRecord
     history: pd.DataFrame
     speed: pd.DataFrame
     select: pd.DataFrame
+    report: pd.DataFrame
 
 
 def file_name(text: str) -> str:
@@ -128,15 +138,41 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(table, columns=columns)
 
 
-def write_training(folder: Path, key: str, entry: Mapping[str, Any], stamps: Sequence[str] = ()) -> TrainingFolder:
+def verdict(low: float, high: float, chance: float | None) -> str:
+    """Where a 95 % interval lies: above, at or below chance; nothing where there is no chance level."""
+    if chance is None or math.isnan(chance) or math.isnan(low) or math.isnan(high):
+        return ""
+    return ABOVE if low > chance else BELOW if high < chance else AT
+
+
+def report_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A report as a table, a row a number, with the verdict; ``chance`` is empty where guessing has no level."""
+    import pandas as pd
+
+    table = [{**row, "verdict": verdict(row["low"], row["high"], row["chance"])} for row in rows]
+    return pd.DataFrame(table, columns=list(REPORT_COLUMNS))
+
+
+def write_training(
+    folder: Path,
+    key: str,
+    entry: Mapping[str, Any],
+    stamps: Sequence[str] = (),
+    report: Mapping[str, Any] | None = None,
+) -> TrainingFolder:
     """Write a training folder, without its figures, from what the store says of a trained recipe; equal entries give
     equal files. The record is written last.
+
+    Args:
+        report: ``inputs`` and ``rows`` of a report on `report`. Without it a report that is there of the same
+            weights stays, and one of other weights goes.
 
     Raises:
         StoreError: the folder cannot be written.
     """
     import pandas as pd
 
+    kept = _kept_report(folder, entry["sha256"]) if report is None else (report["inputs"], report_table(report["rows"]))
     sessions, said = list(entry.get("sessions", ())), entry["description"]
     record = TrainingRecord(
         name=entry["recipe"]["recipe"], key=key, sha256=entry["sha256"], recipe=entry["recipe"],
@@ -144,7 +180,7 @@ def write_training(folder: Path, key: str, entry: Mapping[str, Any], stamps: Seq
         metrics=entry["metrics"], steps=len(entry["history"]), finished=entry.get("finished", ""),
         started=sessions[0]["started"] if sessions else "", command=sessions[-1]["command"] if sessions else [],
         resumed=sum(s["first_step"] > 1 for s in sessions), sessions=sessions, stamps=list(stamps),
-        environment=entry.get("environment", {}),
+        environment=entry.get("environment", {}), reported_on=list(kept[0]) if len(kept[1]) else [],
     )  # fmt: skip
     select = [{"step": e["step"], "epoch": e["epoch"], **e["metrics"]} for e in entry.get("evaluations", ())]
     tables = {
@@ -153,9 +189,27 @@ def write_training(folder: Path, key: str, entry: Mapping[str, Any], stamps: Seq
         SELECT: pd.DataFrame(select, columns=list(dict.fromkeys([*TABLES[SELECT], *(k for e in select for k in e)]))),
     }
     for name, table in tables.items():
-        write_atomic(folder / name, table.to_csv(index=False, lineterminator="\n").encode())
+        write_atomic(folder / name, _csv(table))
+    if len(kept[1]):
+        write_atomic(folder / REPORT, _csv(kept[1]))
+    else:
+        (folder / REPORT).unlink(missing_ok=True)
     write_atomic(folder / RECORD, to_json(record.model_dump(mode="json")))
-    return TrainingFolder(folder, record, *tables.values())
+    return TrainingFolder(folder, record, *tables.values(), kept[1])
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _kept_report(folder: Path, sha256: str) -> tuple[list[str], pd.DataFrame]:
+    """The report that a folder has of these weights; an empty one where there is none that can be read."""
+    if is_training(folder):
+        with contextlib.suppress(DataError):
+            there = read_training(folder)
+            if there.record.sha256 == sha256:
+                return there.record.reported_on, there.report
+    return [], report_table([])
 
 
 def is_training(folder: Path) -> bool:
@@ -180,7 +234,23 @@ def read_training(folder: Path) -> TrainingFolder:
         raise DataError(f"no record of a training: {key}: {first['msg']}", folder / RECORD) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"the record cannot be read: {error}", folder / RECORD) from None
-    return TrainingFolder(folder, record, *(_table(folder / name, needed) for name, needed in TABLES.items()))
+    tables = [_table(folder / name, needed) for name, needed in TABLES.items()]
+    return TrainingFolder(folder, record, *tables, _report(folder / REPORT))
+
+
+def _report(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if not path.is_file():
+        return report_table([])
+    table = _table(path, REPORT_COLUMNS, numbers=("value", "low", "high", "images"))
+    words = table[["task", "metric"]]
+    if words.isna().any(axis=None) or table.duplicated(["task", "metric"]).any():
+        raise DataError("a number without a name of its own", path)
+    if table["chance"].notna().any() and not pd.api.types.is_numeric_dtype(table["chance"]):
+        raise DataError("not a number in column chance", path)
+    return table.assign(task=words["task"].astype(str), metric=words["metric"].astype(str),
+                        chance=table["chance"].astype(float), verdict=table["verdict"].fillna(""))  # fmt: skip
 
 
 def _bytes(path: Path, limit: int) -> bytes:
@@ -192,8 +262,9 @@ def _bytes(path: Path, limit: int) -> bytes:
         raise DataError(f"cannot be read: {error.strerror}", path) from None
 
 
-def _table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
-    """A table of numbers; other columns (words that a step adds) stay as they are."""
+def _table(path: Path, needed: Sequence[str], numbers: Sequence[str] | None = None) -> pd.DataFrame:
+    """A table with the columns that are needed, of numbers if no others are named; the first one is never missing.
+    Other columns (words that a step adds) stay as they are."""
     import numpy as np
     import pandas as pd
 
@@ -204,9 +275,10 @@ def _table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     lacking = [name for name in needed if name not in table]
     if lacking:
         raise DataError(f"a column is missing: {lacking[0]}", path)
-    words = [n for n in needed if len(table) and not pd.api.types.is_numeric_dtype(table[n])]
-    if words or not np.isfinite(table[needed[0]].to_numpy(np.float64)).all():
-        raise DataError(f"not a number in column {(words or needed)[0]}", path)
+    numbers = needed if numbers is None else numbers
+    words = [n for n in numbers if len(table) and not pd.api.types.is_numeric_dtype(table[n])]
+    if words or not np.isfinite(table[numbers[0]].to_numpy(np.float64)).all():
+        raise DataError(f"not a number in column {(words or numbers)[0]}", path)
     return table
 
 

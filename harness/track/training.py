@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.api.errors import DataError
-from harness.results.training import HISTORY, RECORD, SELECT, SPEED, TrainingFolder, by_task, read_training
+from harness.results.training import HISTORY, RECORD, REPORT, SELECT, SPEED, TrainingFolder, by_task, read_training
 from harness.track import COMPLETE_TAG, TrackResult
 from harness.track.bundle import bounded, flat, safe
 from harness.track.store import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 5_000
 """Points of a metric that are logged at most, evenly over the steps with the first and the last; the CSV has all."""
-KEY_TAG, SHA_TAG, POINTS_TAG = "blades.key", "blades.sha256", "blades.points"
+KEY_TAG, SHA_TAG, POINTS_TAG, REPORT_TAG = "blades.key", "blades.sha256", "blades.points", "blades.report"
 TABLES = (HISTORY, SPEED, SELECT)
 
 
@@ -45,7 +45,8 @@ def log_training(folder: Path, tracking_uri: str) -> TrackResult:
     Experiment = ``train-<recipe>``, run = the recipe's key (and the weights' sha256: bits that differ, from another
     machine say, are another run). Metrics by step: ``loss``, ``loss/<task>``, ``lambda/<task>``, ``lr``,
     ``images_per_second``, ``memory_mib``, and ``select/<metric>`` where there was an evaluation. Their times are spread
-    evenly between start and end: the history has no clock.
+    evenly between start and end: the history has no clock. Of a report, after the last step, ``report/<task>/<metric>``
+    with ``_low`` and ``_high``.
 
     Raises:
         DataError: no training folder, or one that cannot be read.
@@ -73,16 +74,19 @@ class _Training:
     artifacts: Sequence[Path]
     fingerprint: str
     points: str
+    reported: str
 
     @classmethod
     def of(cls, folder: Path) -> _Training:
         read = read_training(folder)
         files = [folder / name for name in (RECORD, *TABLES)]
+        files += [folder / REPORT] if len(read.report) else []
         files += sorted(p for p in (folder / "figures").glob("*.png") if p.is_file() and not p.is_symlink())
         digests = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
         marks = [f"{p.relative_to(folder).as_posix()} {digest}" for p, digest in digests.items()]
         points = hashlib.sha256("".join(digests[folder / name] for name in TABLES).encode()).hexdigest()
-        return cls(read, files, hashlib.sha256("\n".join(marks).encode()).hexdigest(), points)
+        whole = hashlib.sha256("\n".join(marks).encode()).hexdigest()
+        return cls(read, files, whole, points, digests.get(folder / REPORT, "none"))
 
     @property
     def name(self) -> str:
@@ -134,6 +138,14 @@ class _Training:
             _thin(select), {f"select/{safe(str(c))}": str(c) for c in numbers if c not in ("step", "epoch")}
         )
 
+    def report(self) -> Iterator[tuple[str, int, float]]:
+        """Name, step and value of every number of the report."""
+        for row in self.read.report.to_dict("records"):
+            name = f"report/{safe(row['task'])}/{safe(row['metric'])}"
+            for ending, column in (("", "value"), ("_low", "low"), ("_high", "high")):
+                if math.isfinite(row[column]):
+                    yield f"{name}{ending}", self.read.record.steps, float(row[column])
+
     def at(self, step: int) -> int:
         """A time for a step, a function of the folder alone: logging again gives the same points."""
         start, end = self.times()
@@ -172,11 +184,13 @@ def _log(client: MlflowClient, run: Run, training: _Training) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     run_id, before = run.info.run_id, run.data
-    if before.tags.get(POINTS_TAG) != training.points:
-        points = [Metric(name, value, training.at(step), step) for name, step, value in training.metrics()]
-        for some in chunks(points, 1000):
-            client.log_batch(run_id, metrics=some, synchronous=True)
-        client.set_tag(run_id, POINTS_TAG, training.points)
+    for tag, digest, metrics in ((POINTS_TAG, training.points, training.metrics),
+                                 (REPORT_TAG, training.reported, training.report)):  # fmt: skip
+        if before.tags.get(tag) != digest:
+            points = [Metric(name, value, training.at(step), step) for name, step, value in metrics()]
+            for some in chunks(points, 1000):
+                client.log_batch(run_id, metrics=some, synchronous=True)
+            client.set_tag(run_id, tag, digest)
     params = [Param(k, v) for k, v in training.params().items() if k not in before.params]
     for some in chunks(params, 100):
         client.log_batch(run_id, params=some, synchronous=True)

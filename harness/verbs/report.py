@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.api.errors import DataError, HarnessError
+from harness.api.errors import ConfigError, DataError, HarnessError
 
 if TYPE_CHECKING:
     from harness.engine.suite import Suite
+    from harness.results.training import TrainingFolder
 
 _UNFINISHED = "name a folder below runs/SUITE-PROFILE/; where its run was interrupted, run the suite again"
 
@@ -103,29 +104,51 @@ def log_folder(folder: Path, tracking_uri: str | None) -> str:
     return log(folder, tracking_uri or default_tracking_uri(folder)).ui_command
 
 
-def report_runs(folders: Sequence[Path], *, log: bool, tracking_uri: str | None) -> None:
-    """Remake each folder's report (of a training, its figures), and log it where asked.
+def report_runs(folders: Sequence[Path], *, log: bool, tracking_uri: str | None, out: Path | None = None) -> None:
+    """Remake each folder's report (of a training, its figures), and log it where asked. Reports of several trainings
+    become one table, written into ``out`` where that is given.
 
     Raises:
         HarnessError: the first folder that is neither a run's nor a training's, or the tracking store's error.
+        ConfigError: ``out`` with no training that was reported on.
     """
     from harness.results.training import is_training, read_training
-    from reports.training import make_training_figures
+    from reports.training import make_training_figures, report_text
 
+    trainings = {}
     for folder in folders:
         if is_training(folder):
-            read_training(folder)
+            trainings[folder] = read_training(folder)
         else:
             check_run_dir(folder)
+    table = _trainings_table(list(trainings.values()), out)
     for folder in folders:
-        if is_training(folder):
+        if folder in trainings:
             print("\n".join(f"figure: {path}" for path, _ in make_training_figures(folder)))
+            if len(folders) == 1 and len(trainings[folder].report):
+                print(report_text(trainings[folder].report))
         else:
             remake(folder)
             print(tables_text(folder))
             print(f"page: {folder / 'report.html'}")
         if log:
             print(f"MLflow: {log_folder(folder, tracking_uri)}")
+    if table:
+        print(table)
+
+
+def _trainings_table(trainings: Sequence[TrainingFolder], out: Path | None) -> str:
+    """One table of several trainings, or of any number where it is to be written; nothing where there is none."""
+    from reports.trainings import markdown, summarise, write_summary
+
+    summary = summarise(trainings) if out is not None or len(trainings) > 1 else None
+    if summary is None:
+        if out is not None:
+            fix = "name folders of trainings that were made with `harness train RECIPE --report`"
+            raise ConfigError("--out has nothing to hold: no folder is a training with a report", out, fix)
+        return ""
+    written = [] if out is None else [f"table: {path}" for path in write_summary(summary, out)]
+    return "\n".join([markdown(summary).rstrip(), *written])
 
 
 def compare_run(folder: Path, table: str | None) -> tuple[Any, str, int]:

@@ -44,6 +44,7 @@ class TrainRequest:
     tracking_uri: str | None = None
     engine: str = "inline"
     ray_address: str | None = None
+    report: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TrainDone:
     """What a training gave: the recipe's key, the weights file and its sha256, metrics on `select`, steps, the
     training folder, the command that opens MLflow (None where nothing was logged), and what a suite calls the recipe
     (None where ``--set`` changed it). Under torchrun ``rank`` says which process this is; those but the first (0) have
-    no folder and nothing to say."""
+    no folder and nothing to say. ``report`` has the numbers on `report` where they were asked for."""
 
     recipe: str
     key: str
@@ -64,6 +65,7 @@ class TrainDone:
     ui_command: str | None = None
     named: str | None = None
     rank: int = 0
+    report: Sequence[Mapping[str, Any]] | None = None
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -71,12 +73,14 @@ class TrainDone:
             "recipe": self.recipe, "key": self.key, "checkpoint": str(self.path), "sha256": self.sha256,
             "metrics": dict(self.metrics), "steps": self.steps, "trained": self.trained,
             "folder": None if self.folder is None else str(self.folder), "mlflow_ui": self.ui_command,
+            **({} if self.report is None else {"report": list(self.report)}),
         }  # fmt: skip
 
     def text(self) -> str:
         """For people."""
         lines = [f"checkpoint: {self.path}", f"sha256:     {self.sha256}"]
         lines += [f"select:     {name} {value:.4g}" for name, value in self.metrics.items()]
+        lines += [] if self.report is None else ["", _report_text(self.report), ""]
         lines += [f"folder:     {self.folder}"] if self.folder else []
         lines += [f"MLflow:     {self.ui_command}"] if self.ui_command else []
         if not self.trained:
@@ -84,6 +88,13 @@ class TrainDone:
         recipe = f"`weights: recipe:{self.named}` in a suite on the same data, or " if self.named else ""
         lines.append(f"use it:     {recipe}the file as weights anywhere")
         return "\n".join(lines)
+
+
+def _report_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    from harness.results.training import report_table
+    from reports.training import report_text
+
+    return report_text(report_table(rows)) if rows else "on report: this step measures nothing"
 
 
 def _recipe(name: str, settings: Sequence[str]) -> Recipe:
@@ -157,6 +168,7 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     """
     from harness.engine.execute import with_device
     from harness.engine.processes import Torchrun, chosen_launcher
+    from harness.engine.recipe_report import report_recipe
     from harness.engine.recipes import recipe_work, train_recipe, trained_weights
     from harness.results.store import Store
     from harness.results.training import file_name
@@ -182,19 +194,26 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     if export is not None:
         write_atomic(export, made.path.read_bytes())
     entry = store.entry("recipes", work.key) or {}
+    report = None
+    if request.report:
+        report = report_recipe(work, store, _pixels(reader), say, threads, with_device("auto" if there else device))
     folder = request.out / f"train-{file_name(recipe.recipe)}" / work.key[:16]
-    record_training(folder, work.key, recipe, entry, _stamps(request))
+    record_training(folder, work.key, recipe, entry, _stamps(request), report)
     ui = _logged(folder, request.tracking_uri, say)
     say(Event("note", {"text": f"recipe {recipe.recipe}: done ({clock(time.monotonic() - began)})"}))
     steps, metrics = len(entry.get("history", ())), entry.get("metrics", {})
     path = made.path if export is None else export
     named = None if request.settings else request.recipe
-    return TrainDone(recipe.recipe, work.key, path, entry["sha256"], metrics, steps, not stored, folder, ui, named)
+    return TrainDone(
+        recipe.recipe, work.key, path, entry["sha256"], metrics, steps, not stored, folder, ui, named,
+        report=None if report is None else report["rows"],
+    )  # fmt: skip
 
 
 def record_training(
-    folder: Path, key: str, recipe: Recipe, entry: Mapping[str, Any], stamps: Sequence[str]
-) -> list[Path]:
+    folder: Path, key: str, recipe: Recipe, entry: Mapping[str, Any], stamps: Sequence[str],
+    report: Mapping[str, Any] | None = None,
+) -> list[Path]:  # fmt: skip
     """Write the training folder of a recipe's entry in the store, with its figures; the figures' paths.
 
     The entry may have been made under another name of the recipe: the name here is this one's.
@@ -205,7 +224,7 @@ def record_training(
     from harness.results.training import write_training
     from reports.training import make_training_figures
 
-    write_training(folder, key, {**entry, "recipe": recipe.model_dump(mode="json")}, stamps)
+    write_training(folder, key, {**entry, "recipe": recipe.model_dump(mode="json")}, stamps, report)
     return [path for path, _ in make_training_figures(folder)]
 
 

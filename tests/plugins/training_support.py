@@ -74,3 +74,14 @@ def entry(steps: int = 12, *, tasks: tuple[str, ...] = TASKS, **changes: Any) ->
         ],
         **changes,
     }  # fmt: skip
+
+
+def report(*values: tuple[str, str, float, float, float, float | None]) -> dict[str, Any]:
+    """What the store says of a report: rows of task, metric, value, low, high, chance."""
+    names = ("task", "metric", "value", "low", "high", "chance")
+    given = values or (
+        ("face_coarse", "accuracy", 0.7, 0.6, 0.8, 0.5),
+        ("make/model", "balanced_accuracy", 0.2, 0.1, 0.3, 0.25),
+    )
+    rows = [{**dict(zip(names, row, strict=True)), "images": 40} for row in given]
+    return {"split": "report", "sha256": SHA, "inputs": ["d4" * 32], "rows": rows}

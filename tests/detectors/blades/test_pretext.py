@@ -59,6 +59,7 @@ def answers(knows: bool, seed: int = 0) -> Answers:
         photographic=np.zeros(COUNT, bool) if knows else rng.random(COUNT) < 0.5,
         manipulated=np.ones(COUNT, bool) if knows else rng.random(COUNT) < 0.5,
         untouched=np.zeros(COUNT, bool),
+        resampled=np.zeros(COUNT, bool),
         regions=np.where(regions, 1, -1).astype(np.float32)
         if knows
         else rng.normal(size=(COUNT, 3)).astype(np.float32),
@@ -75,7 +76,7 @@ def test_who_knows_all_has_one_and_who_guesses_is_at_chance() -> None:
         metric.low <= metric.chance <= metric.high
         for seed in range(12)
         for metric in task_metrics(answers(False, seed), TABLE, 200)
-        if metric.metric != "accuracy_untouched" and metric.task != "face_fine"
+        if metric.chance is not None and metric.task != "face_fine"
     ]
     assert np.mean(inside) > 0.85
 
@@ -89,6 +90,12 @@ def test_photographs_without_a_label_do_not_count_and_an_absent_task_is_not_meas
     assert {task for task, _ in found} == {"face_coarse", "face_fine", "iso", "make"}
     alone = measures(known, task_table(names=("face_coarse",)))
     assert {task for task, _ in alone} == {"face_coarse"}
+
+
+def test_the_share_of_one_class_has_no_chance_level() -> None:
+    found = {m.metric: m.chance for m in task_metrics(answers(True), TABLE, 10) if m.task == "face_coarse"}
+    kinds = ("photographic", "manipulated", "untouched", "resampled")
+    assert found == {"accuracy": 0.5} | {f"accuracy_{kind}": None for kind in kinds}
 
 
 def test_intervals_repeat_themselves() -> None:
