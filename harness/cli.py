@@ -35,6 +35,7 @@ from harness.cli_options import (
     leave,
     say,
 )
+from harness.cli_sweep import sweep
 from harness.cli_train import train
 
 app = typer.Typer(
@@ -104,18 +105,22 @@ def run(
 
 
 app.command()(train)
+app.command()(sweep)
 
 
 @app.command()
 def report(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or trainings.")],
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, trainings or sweeps.")],
     log: Annotated[bool, typer.Option("--log", help="Also log to MLflow.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the table of several trainings into this folder (md, csv).")
+    ] = None,
     tracking_uri: Tracking = None,
 ) -> None:
-    """Make tables, figures and the page again from stored scores; of a training, its figures."""
+    """Make tables, figures and the page again from stored scores; of trainings and sweeps, their figures."""
     from harness.verbs.report import report_runs
 
-    report_runs(run_dirs, log=log, tracking_uri=tracking_uri)
+    report_runs(run_dirs, log=log, tracking_uri=tracking_uri, out=out)
 
 
 @app.command()

@@ -79,7 +79,7 @@ def positions(values: Sequence[Any], logarithmic: bool) -> tuple[NDArray[np.floa
     numbers = np.array([_number(v) for v in values], np.float64)
     if np.isnan(numbers).any():
         words = list(dict.fromkeys(map(str, values)))
-        return np.array([words.index(str(v)) for v in values], np.float64), dict(enumerate(words))  # type: ignore[arg-type]
+        return np.array([words.index(str(v)) for v in values], np.float64), {float(i): w for i, w in enumerate(words)}
     if logarithmic:
         numbers = np.log10(numbers)
     ticks = np.unique(np.linspace(numbers.min(), numbers.max(), 5)) if len(numbers) else numbers
@@ -188,10 +188,10 @@ def epochs_figure(sweep: SweepFolder) -> Figure:
     ax.set_title(plain_text(_title(sweep)), fontsize=9)
     colours, bar, label = _trial_colours(sweep)
     metric = sweep.record.metric
-    for row in sweep.trials.itertuples():
-        mine = sweep.select[sweep.select["trial"] == row.trial]
-        if row.state in STYLES and len(mine) and metric in mine:
-            ax.plot(mine["epoch"], mine[metric], STYLES[row.state], color=colours[row.trial], linewidth=1.2,
+    for number, state in _states(sweep).items():
+        mine = sweep.select[sweep.select["trial"] == number]
+        if state in STYLES and len(mine) and metric in mine:
+            ax.plot(mine["epoch"], mine[metric], STYLES[state], color=colours[number], linewidth=1.2,
                     marker="." if len(mine) < 3 else None)  # fmt: skip
     for rung in sweep.record.rungs:
         ax.axvline(rung, color="0.6", linewidth=0.8, linestyle=":")
@@ -199,6 +199,10 @@ def epochs_figure(sweep: SweepFolder) -> Figure:
     ax.set(xlabel="epoch", ylabel=plain_text(f"{metric} on select"))
     _bar(figure, [ax], bar, label)
     return figure
+
+
+def _states(sweep: SweepFolder) -> dict[int, str]:
+    return dict(zip(sweep.trials["trial"].tolist(), sweep.trials["state"].tolist(), strict=True))
 
 
 def _trial_colours(sweep: SweepFolder) -> tuple[dict[int, Any], Any, str]:
@@ -233,7 +237,7 @@ def lambda_figure(sweep: SweepFolder) -> Figure | None:
     left = f"; {len(tasks) - len(shown)} more tasks" if len(tasks) > len(shown) else ""
     figure.suptitle(plain_text(f"Task weights, {_title(sweep)}{left}"), fontsize=9)
     colours, bar, label = _trial_colours(sweep)
-    states = dict(zip(sweep.trials["trial"], sweep.trials["state"], strict=True))
+    states = _states(sweep)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     for ax, task in zip(axes, shown, strict=False):

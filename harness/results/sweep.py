@@ -15,7 +15,6 @@ The CSVs but `speed.csv` are equal, to the byte, between equal sweeps, interrupt
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.api.errors import DataError
 from harness.results.files import to_json, write_atomic
-from harness.results.training import HEX, history_table
+from harness.results.training import HEX, bounded_bytes, history_table, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +39,7 @@ SPEED_COLUMNS = ("trial", "seconds", "images_per_second", "memory_mib")
 STATES = ("finished", "stopped", "failed", "crashed", "repeats")
 """How a trial can end: trained to its end; stopped at a rung; failed by its own numbers; gone with its worker or by a
 fault of the program (tried again by the same command); an equal trial has a lower number."""
-MAX_JSON, MAX_CSV = 64 << 20, 512 << 20
+MAX_JSON = 64 << 20
 
 
 class SpaceRecord(BaseModel):
@@ -118,7 +117,7 @@ class SweepFolder:
     @property
     def keys(self) -> list[str]:
         """Swept keys in the file's order."""
-        return list(self.record.spaces)
+        return [str(column) for column in self.trials if column in self.record.spaces]
 
 
 def history_file(number: int) -> str:
@@ -183,40 +182,16 @@ def read_sweep(folder: Path) -> SweepFolder:
     if not is_sweep_folder(folder):
         raise DataError(f"not a sweep folder: {RECORD} is missing", folder, "name runs/sweep-NAME-PROFILE/KEY")
     try:
-        record = SweepRecord.model_validate(json.loads(_bytes(folder / RECORD, MAX_JSON)))
+        record = SweepRecord.model_validate(json.loads(bounded_bytes(folder / RECORD, MAX_JSON)))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise DataError(f"no record of a sweep: {key}: {first['msg']}", folder / RECORD) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"the record cannot be read: {error}", folder / RECORD) from None
-    trials = _table(folder / TRIALS, [*BEFORE, *record.spaces, *AFTER])
+    trials = read_table(folder / TRIALS, [*BEFORE, *record.spaces, *AFTER], numbers=("trial", "epochs"))
     numbers = [int(n) for n in trials["trial"]]
-    histories = {n: _table(folder / history_file(n), ("step", "epoch")) for n in numbers
+    histories = {n: read_table(folder / history_file(n), ("step", "epoch")) for n in numbers
                  if (folder / history_file(n)).is_file()}  # fmt: skip
-    select, speed = _table(folder / SELECT, SELECT_COLUMNS), _table(folder / SPEED, SPEED_COLUMNS)
+    select, speed = read_table(folder / SELECT, SELECT_COLUMNS), read_table(folder / SPEED, SPEED_COLUMNS)
     return SweepFolder(folder, record, trials, select, speed, histories)
-
-
-def _bytes(path: Path, limit: int) -> bytes:
-    try:
-        if path.stat().st_size > limit:
-            raise DataError(f"larger than {limit >> 20:,} MiB", path)
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", path) from None
-
-
-def _table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(io.BytesIO(_bytes(path, MAX_CSV)), float_precision="round_trip", low_memory=False)
-    except ValueError as error:  # a parser's error, or text that is not UTF-8
-        raise DataError(f"cannot be read: {error}", path) from None
-    lacking = [name for name in needed if name not in table]
-    if lacking:
-        raise DataError(f"a column is missing: {lacking[0]}", path)
-    if len(table) and not pd.api.types.is_integer_dtype(table[needed[0]]):
-        raise DataError(f"not a whole number in column {needed[0]}", path)
-    return table

@@ -226,7 +226,7 @@ def read_training(folder: Path) -> TrainingFolder:
     if not is_training(folder):
         raise DataError(f"not a training folder: {RECORD} is missing", folder, "name runs/train-RECIPE/KEY")
     try:
-        document = json.loads(_bytes(folder / RECORD, MAX_JSON))
+        document = json.loads(bounded_bytes(folder / RECORD, MAX_JSON))
         record = TrainingRecord.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
@@ -234,7 +234,7 @@ def read_training(folder: Path) -> TrainingFolder:
         raise DataError(f"no record of a training: {key}: {first['msg']}", folder / RECORD) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"the record cannot be read: {error}", folder / RECORD) from None
-    tables = [_table(folder / name, needed) for name, needed in TABLES.items()]
+    tables = [read_table(folder / name, needed) for name, needed in TABLES.items()]
     return TrainingFolder(folder, record, *tables, _report(folder / REPORT))
 
 
@@ -243,7 +243,7 @@ def _report(path: Path) -> pd.DataFrame:
 
     if not path.is_file():
         return report_table([])
-    table = _table(path, REPORT_COLUMNS, numbers=("value", "low", "high", "images"))
+    table = read_table(path, REPORT_COLUMNS, numbers=("value", "low", "high", "images"))
     words = table[["task", "metric"]]
     if words.isna().any(axis=None) or table.duplicated(["task", "metric"]).any():
         raise DataError("a number without a name of its own", path)
@@ -253,7 +253,12 @@ def _report(path: Path) -> pd.DataFrame:
                         chance=table["chance"].astype(float), verdict=table["verdict"].fillna(""))  # fmt: skip
 
 
-def _bytes(path: Path, limit: int) -> bytes:
+def bounded_bytes(path: Path, limit: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        DataError: it cannot be read, or is larger than ``limit``.
+    """
     try:
         if path.stat().st_size > limit:
             raise DataError(f"larger than {limit >> 20:,} MiB", path)
@@ -262,14 +267,18 @@ def _bytes(path: Path, limit: int) -> bytes:
         raise DataError(f"cannot be read: {error.strerror}", path) from None
 
 
-def _table(path: Path, needed: Sequence[str], numbers: Sequence[str] | None = None) -> pd.DataFrame:
+def read_table(path: Path, needed: Sequence[str], numbers: Sequence[str] | None = None) -> pd.DataFrame:
     """A table with the columns that are needed, of numbers if no others are named; the first one is never missing.
-    Other columns (words that a step adds) stay as they are."""
+    Other columns (words that a step adds) stay as they are.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, or has something else than numbers in one.
+    """
     import numpy as np
     import pandas as pd
 
     try:
-        table = pd.read_csv(io.BytesIO(_bytes(path, MAX_CSV)), float_precision="round_trip", low_memory=False)
+        table = pd.read_csv(io.BytesIO(bounded_bytes(path, MAX_CSV)), float_precision="round_trip", low_memory=False)
     except ValueError as error:  # a parser's error, or text that is not UTF-8
         raise DataError(f"cannot be read: {error}", path) from None
     lacking = [name for name in needed if name not in table]

@@ -28,7 +28,7 @@ from harness.track.store import (
     translated,
     ui_command,
 )  # fmt: skip
-from harness.track.training import KEY_TAG, POINTS_TAG, SHA_TAG, _points, _thin
+from harness.track.training import KEY_TAG, POINTS_TAG, SHA_TAG, points_of, thinned
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -113,11 +113,11 @@ class _Sweep:
         if history is not None:
             columns = {"loss": "loss", "lr": "lr"}
             columns |= {f"{g}/{safe(t)}": c for g in ("loss", "lambda") for t, c in by_task(history, g).items()}
-            yield from _points(_thin(history), columns)
+            yield from points_of(thinned(history), columns)
         mine = self.read.select[self.read.select["trial"] == number]
         numbers = mine.select_dtypes("number").columns
         names = {f"select/{safe(str(c))}": str(c) for c in numbers if c not in ("trial", "step", "epoch")}
-        yield from _points(_thin(mine), names)
+        yield from points_of(thinned(mine), names)
 
     def parent_params(self) -> dict[str, str]:
         """The sweep's keys and the recipe that all trials share."""

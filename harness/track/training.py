@@ -131,11 +131,11 @@ class _Training:
         history, speed, select = self.read.history, self.read.speed, self.read.select
         columns = {"loss": "loss", "lr": "lr"}
         columns |= {f"{g}/{safe(t)}": c for g in ("loss", "lambda") for t, c in by_task(history, g).items()}
-        yield from _points(_thin(history), columns)
-        yield from _points(_thin(speed), {name: name for name in ("images_per_second", "memory_mib")})
+        yield from points_of(thinned(history), columns)
+        yield from points_of(thinned(speed), {name: name for name in ("images_per_second", "memory_mib")})
         numbers = select.select_dtypes("number").columns
-        yield from _points(
-            _thin(select), {f"select/{safe(str(c))}": str(c) for c in numbers if c not in ("step", "epoch")}
+        yield from points_of(
+            thinned(select), {f"select/{safe(str(c))}": str(c) for c in numbers if c not in ("step", "epoch")}
         )
 
     def report(self) -> Iterator[tuple[str, int, float]]:
@@ -154,7 +154,8 @@ class _Training:
         return start + (end - start) * min(step, self.read.record.steps) // max(1, self.read.record.steps)
 
 
-def _thin(table: pd.DataFrame) -> pd.DataFrame:
+def thinned(table: pd.DataFrame) -> pd.DataFrame:
+    """At most ``MAX_POINTS`` rows of a table, evenly, the first and the last among them."""
     import numpy as np
 
     if len(table) <= MAX_POINTS:
@@ -162,7 +163,8 @@ def _thin(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[np.linspace(0, len(table) - 1, MAX_POINTS).round().astype(int)]
 
 
-def _points(table: pd.DataFrame, columns: Mapping[str, str]) -> Iterator[tuple[str, int, float]]:
+def points_of(table: pd.DataFrame, columns: Mapping[str, str]) -> Iterator[tuple[str, int, float]]:
+    """Metric's name, step and value of every finite number in some columns; ``columns`` by the metric's name."""
     steps = table["step"].tolist()
     for name, column in columns.items():
         values = table[column].tolist()

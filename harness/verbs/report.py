@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import ConfigError, DataError, HarnessError
+from harness.data.tables import is_table, read_table, write_table
 
 if TYPE_CHECKING:
     from harness.engine.suite import Suite
@@ -26,7 +27,7 @@ def check_run_dir(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError("the run folder is not there", where=folder, fix="name runs/SUITE-PROFILE/RUN_ID")
     for name in ("record.json", "scores.parquet", "cells.parquet"):
-        if not (folder / name).is_file():
+        if not is_table(folder / name):
             raise DataError(f"not a finished run folder: {name} is missing", where=folder, fix=_UNFINISHED)
     return folder
 
@@ -47,20 +48,15 @@ def check_tables(suite: Suite) -> None:
 
 def audit_warnings(folder: Path) -> list[str]:
     """Run the format audit on a run folder (``audit.parquet``); one sentence a test set that metadata separate."""
-    import pandas as pd
-
     from harness.data.audit import format_audit_scores, separations
     from harness.data.edits import InputEdits
     from harness.data.manifest import read_manifest
-    from harness.engine.frames import write_parquet
 
     record = read_record(folder)
     edits = InputEdits.model_validate(record["edits"])
-    cells = pd.read_parquet(folder / "cells.parquet")
-    audit = format_audit_scores(
-        read_manifest(folder / "manifest.parquet"), cells, record["bootstrap"]["seed"], edits=edits
-    )
-    write_parquet(audit, folder / "audit.parquet")
+    manifest, cells = read_manifest(folder / "manifest.parquet"), read_table(folder / "cells.parquet")
+    audit = format_audit_scores(manifest, cells, record["bootstrap"]["seed"], edits=edits)
+    write_table([audit], folder / "audit.parquet", rows=len(audit), by="test_set")
     return [s.message for s in separations(audit) if s.warns]
 
 
@@ -68,7 +64,7 @@ def remake(folder: Path) -> list[Path]:
     """Make metrics, tables, figures and page of a run folder, and the audit where it is not there; files written."""
     from reports.report import make_report
 
-    if not (check_run_dir(folder) / "audit.parquet").is_file():
+    if not is_table(check_run_dir(folder) / "audit.parquet"):
         audit_warnings(folder)
     return make_report(folder)
 
@@ -91,34 +87,40 @@ def _place(stem: str, wanted: Sequence[str]) -> int:
 
 
 def log_folder(folder: Path, tracking_uri: str | None) -> str:
-    """Log a folder of a run or of a training to MLflow; the command that opens the UI.
+    """Log a folder of a run, a training or a sweep to MLflow; the command that opens the UI.
 
     Raises:
         HarnessError: the tracking server or store cannot be reached.
     """
+    from harness.results.sweep import is_sweep_folder
     from harness.results.training import is_training
     from harness.track import default_tracking_uri, log_run
+    from harness.track.sweep import log_sweep
     from harness.track.training import log_training
 
-    log = log_training if is_training(folder) else log_run
+    log = log_training if is_training(folder) else log_sweep if is_sweep_folder(folder) else log_run
     return log(folder, tracking_uri or default_tracking_uri(folder)).ui_command
 
 
 def report_runs(folders: Sequence[Path], *, log: bool, tracking_uri: str | None, out: Path | None = None) -> None:
-    """Remake each folder's report (of a training, its figures), and log it where asked. Reports of several trainings
-    become one table, written into ``out`` where that is given.
+    """Remake each folder's report (of a training or a sweep, its figures), and log it where asked. Reports of several
+    trainings become one table, written into ``out`` where that is given.
 
     Raises:
-        HarnessError: the first folder that is neither a run's nor a training's, or the tracking store's error.
+        HarnessError: the first folder that is none of these, or the tracking store's error.
         ConfigError: ``out`` with no training that was reported on.
     """
+    from harness.results.sweep import is_sweep_folder, read_sweep
     from harness.results.training import is_training, read_training
+    from reports.sweep import make_sweep_figures
     from reports.training import make_training_figures, report_text
 
-    trainings = {}
+    trainings, sweeps = {}, set()
     for folder in folders:
         if is_training(folder):
             trainings[folder] = read_training(folder)
+        elif is_sweep_folder(folder):
+            sweeps.add(read_sweep(folder).folder)
         else:
             check_run_dir(folder)
     table = _trainings_table(list(trainings.values()), out)
@@ -127,6 +129,8 @@ def report_runs(folders: Sequence[Path], *, log: bool, tracking_uri: str | None,
             print("\n".join(f"figure: {path}" for path, _ in make_training_figures(folder)))
             if len(folders) == 1 and len(trainings[folder].report):
                 print(report_text(trainings[folder].report))
+        elif folder in sweeps:
+            print("\n".join(f"figure: {path}" for path, _ in make_sweep_figures(folder)))
         else:
             remake(folder)
             print(tables_text(folder))

@@ -116,6 +116,7 @@ def run_sweep(request: SweepRequest, *, emit: Listener | None = None) -> SweepDo
     from harness.engine.sweeping import Sweeping
     from harness.results.record import now
     from harness.results.store import Store
+    from harness.verbs.train import logged
 
     began, started, say = time.monotonic(), now(), emit or Progress()
     profile = "demo" if request.profile == "demo" else "full"
@@ -134,7 +135,7 @@ def run_sweep(request: SweepRequest, *, emit: Listener | None = None) -> SweepDo
     record = sweeping.record(results, trained=len(progress.trained), started=started, stamps=_stamps(request))
     folder = request.out / f"sweep-{sweep.sweep}-{profile}" / sweeping.key[:16]
     made = _written(folder, record, results)
-    ui = _logged(folder, request.tracking_uri, say)
+    ui = logged(folder, request.tracking_uri, say)
     say(Event("note", {"text": f"sweep {sweep.sweep}: done ({clock(time.monotonic() - began)})"}))
     bad = sum(record.counts.get(state, 0) for state in ("failed", "crashed"))
     rows = [_row(t) for t in results]
@@ -160,19 +161,12 @@ def _row(trial: TrialResult) -> dict[str, Any]:
 
 
 def _written(folder: Path, record: SweepRecord, results: Sequence[TrialResult]) -> SweepFolder:
-    from reports.sweep import make_sweep_figures
-
     from harness.results.sweep import write_sweep
+    from reports.sweep import make_sweep_figures
 
     made = write_sweep(folder, record, results)
     make_sweep_figures(folder)
     return made
-
-
-def _logged(folder: Path, tracking_uri: str | None, say: Listener) -> str | None:
-    from harness.verbs.train import _logged as logged
-
-    return logged(folder, tracking_uri, say)
 
 
 def _works(
@@ -186,13 +180,13 @@ def _works(
     """
     from harness.engine.keys import digest_of
     from harness.engine.recipes import recipe_work
-    from harness.verbs.train import TrainRequest, _pixels, _root, _source
+    from harness.verbs.train import TrainRequest, pixels_of, recipe_images, root_of
 
     asked = TrainRequest(
         recipe=request.sweep, data_root=request.data_root, profile=request.profile, workers=request.workers,
         allow_outside=request.allow_outside, store=request.store,
     )  # fmt: skip
-    root = _root(asked, say).resolve()
+    root = root_of(asked, say).resolve()
     sources: dict[str, tuple[TrainingSource, Reader | None]] = {}
     works = []
     for draw in draws:
@@ -201,14 +195,14 @@ def _works(
             [recipe.data.model_dump(), recipe.generators, recipe.max_images, recipe.settings.get("levels")]
         )
         if same not in sources:
-            sources[same] = _source(recipe, root, asked, say)
+            sources[same] = recipe_images(recipe, root, asked, say)
         source, reader = sources[same]
         try:
             work = recipe_work(recipe, source, {}, request.threads, device, request.weights_root)
-            _check_step(work, _pixels(reader))
+            _check_step(work, pixels_of(reader))
         except HarnessError as error:
             raise type(error)(f"{draw.text()}: {error.what}", error.where, error.fix) from error
-        works.append((draw, work, _pixels(reader)))
+        works.append((draw, work, pixels_of(reader)))
     return works
 
 

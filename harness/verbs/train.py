@@ -108,7 +108,12 @@ def _recipe(name: str, settings: Sequence[str]) -> Recipe:
     return validated_recipe(document, name)
 
 
-def _root(request: TrainRequest, say: Listener) -> Path:
+def root_of(request: TrainRequest, say: Listener) -> Path:
+    """The data root that was asked for; the demo corpus is made where it is not there.
+
+    Raises:
+        ConfigError, DataError: an unknown profile, or a folder that is not there.
+    """
     from harness.verbs.run import demo_root
 
     if request.data_root is not None:
@@ -126,7 +131,9 @@ def _root(request: TrainRequest, say: Listener) -> Path:
     return Path("data")
 
 
-def _source(recipe: Recipe, root: Path, request: TrainRequest, say: Listener) -> tuple[TrainingSource, Reader | None]:
+def recipe_images(
+    recipe: Recipe, root: Path, request: TrainRequest, say: Listener
+) -> tuple[TrainingSource, Reader | None]:
     """The recipe's images, and what reads manifest rows (None where there is no manifest)."""
     from harness.data.edits import InputEdits
     from harness.data.layouts import CELEBA, DataSpec
@@ -180,14 +187,14 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     require_writable(request.out / "training.json")
     export = None if request.export is None else _export_path(request.export)
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})))
-    root = _root(request, say)
-    source, reader = _source(recipe, root, request, say)
+    root = root_of(request, say)
+    source, reader = recipe_images(recipe, root, request, say)
     threads = request.threads or len(os.sched_getaffinity(0))
     there = request.engine == "ray" and request.device == "cuda"  # on the cluster's machines, not needed on this one
     device = "cuda" if there else with_device(request.device)
     work = recipe_work(recipe, source, {}, threads, device, request.weights_root)
     stored = trained_weights(work, store) is not None
-    made = train_recipe(work, store, _pixels(reader), say, threads, request.every, launcher)
+    made = train_recipe(work, store, pixels_of(reader), say, threads, request.every, launcher)
     assert made.path is not None
     if rank:
         return TrainDone(recipe.recipe, work.key, made.path, made.path.stem, trained=not stored, rank=rank)
@@ -196,10 +203,10 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     entry = store.entry("recipes", work.key) or {}
     report = None
     if request.report:
-        report = report_recipe(work, store, _pixels(reader), say, threads, with_device("auto" if there else device))
+        report = report_recipe(work, store, pixels_of(reader), say, threads, with_device("auto" if there else device))
     folder = request.out / f"train-{file_name(recipe.recipe)}" / work.key[:16]
     record_training(folder, work.key, recipe, entry, _stamps(request), report)
-    ui = _logged(folder, request.tracking_uri, say)
+    ui = logged(folder, request.tracking_uri, say)
     say(Event("note", {"text": f"recipe {recipe.recipe}: done ({clock(time.monotonic() - began)})"}))
     steps, metrics = len(entry.get("history", ())), entry.get("metrics", {})
     path = made.path if export is None else export
@@ -250,7 +257,7 @@ def _stamps(request: TrainRequest) -> list[str]:
     return demo + ([f"CHANGED: {' '.join(request.settings)}"] if request.settings else [])
 
 
-def _logged(folder: Path, tracking_uri: str | None, say: Listener) -> str | None:
+def logged(folder: Path, tracking_uri: str | None, say: Listener) -> str | None:
     """Log a training folder; the command that opens MLflow. A store that cannot be reached is a warning."""
     from harness.verbs.report import log_folder
 
@@ -275,7 +282,8 @@ def _export_path(export: Path) -> Path:
     return export
 
 
-def _pixels(reader: Reader | None) -> ReadRow:
+def pixels_of(reader: Reader | None) -> ReadRow:
+    """What reads a manifest row; where there is no manifest, nothing may ask."""
     return _no_rows if reader is None else reader.pixels
 
 

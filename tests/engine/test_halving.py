@@ -118,7 +118,7 @@ def test_what_is_not_a_number_is_stopped_and_stops_nobody() -> None:
 
 def test_trials_of_other_lengths_are_judged_at_the_rungs_they_have() -> None:
     rule = Halving(2, 2.0)
-    short, long = Course(2, {1: 0.1, 2: 0.1}, ended=True), Course(8, {e: 0.5 for e in range(1, 9)}, ended=True)
+    short, long = Course(2, {1: 0.1, 2: 0.1}, ended=True), Course(8, dict.fromkeys(range(1, 9), 0.5), ended=True)
     found = standings([short, long], rule)
     assert found[0].judgements == ()
     assert [j.epoch for j in found[1].judgements] == [2, 4]
