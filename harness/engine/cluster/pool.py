@@ -115,8 +115,9 @@ class Pool:
 
     def close(self) -> None:
         """End all workers; what they stored stays."""
-        for number in list(self.members):
-            self._kill(self.members.pop(number))
+        for member in self.members.values():
+            self._end(member)
+        self.members.clear()
 
     # starting and counting -------------------------------------------------------------------------------------------
 
@@ -225,6 +226,7 @@ class Pool:
         for member in list(self.members.values()):
             loads = member.up and member.calls and not member.calls[0].piece
             if member.number in overdue or (loads and now - member.since > limit):
+                self._kill(member)
                 self._lose(member, work, f"it hung for {limit:g} s", blame=True)
         waiting = [m for m in self.members.values() if not m.up]
         if waiting and len(waiting) == len(self.members) and now - max(began, waiting[0].since) > START_SECONDS:
@@ -234,7 +236,7 @@ class Pool:
     def _lose(self, member: _Member, work: Work, why: str, *, blame: bool) -> None:
         """A worker is gone or useless: end it, give its pieces to others; another starts when there is room."""
         self.members.pop(member.number)
-        self._kill(member)
+        self._end(member)
         self._counted = -math.inf
         work.queue.lost(member.number, why, blame=blame, left=work.left)
         if not member.up:
@@ -249,10 +251,13 @@ class Pool:
             if self._lost_loading >= LOST_IN_A_ROW:
                 raise WorkerKiller(f"loading it ended {LOST_IN_A_ROW} processes: {why}")
 
-    def _kill(self, member: _Member) -> None:
+    def _end(self, member: _Member) -> None:
         with suppress(self.ray.exceptions.RayError, ValueError):
             self.ray.kill(member.actor)
-        if member.pid and member.node == self._here:  # a stopped process does not hear Ray
+
+    def _kill(self, member: _Member) -> None:
+        """A process that is stopped does not hear Ray; here it can be ended all the same."""
+        if member.pid and member.node == self._here:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(member.pid, signal.SIGKILL)
 
