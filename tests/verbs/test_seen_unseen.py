@@ -1,4 +1,4 @@
-"""A detector trained on one generator: what it was trained on is not tested, and its column is marked in every table."""
+"""A detector trained on one generator: what it was trained on is not tested, and its column is marked in tables."""
 
 from __future__ import annotations
 
