@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import DataError
+from harness.data.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,11 +87,9 @@ def _optional(path: Path) -> pd.DataFrame | None:
 
 
 def _parquet(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     if not path.exists():
         raise DataError(f"not a finished run folder: {path.name} is missing", where=path.parent, fix=_UNFINISHED)
     try:
-        return pd.read_parquet(path)
+        return read_table(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise DataError(f"{path.name} cannot be read: {error}", where=path) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.api.errors import DataError, StoreError
+from harness.api.errors import DataError
 from harness.data.facts import Decode, FileFacts, Progress, read_facts
 from harness.data.layouts import DataSpec, FoundSet, Layout, canonical_name, find_layout
 from harness.data.lists import ListResolver, read_list
 from harness.data.problems import Problem, about, require
 from harness.data.splits import split_seen_generator, split_train_list, split_without_lists
+from harness.data.tables import MOST_ROWS, PART_ROWS, read_table, table_parts, write_table
 
 COLUMNS: dict[str, str] = {
     "sha256": "str",
@@ -311,27 +312,33 @@ def manifest_digest(table: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
-    """Write a manifest as Parquet, whole or not at all; gives the path. `StoreError` when it cannot be written."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        conform(table).to_parquet(temporary, index=False)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise StoreError(
-            f"the manifest cannot be written ({error.strerror})", target, "check space and permissions"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return target
+def write_manifest(table: pd.DataFrame, path: str | os.PathLike[str], *, most_rows: int = MOST_ROWS) -> Path:
+    """Write a manifest as Parquet (above ``most_rows`` as a dataset), whole or not at all; gives the path.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    starts = range(0, max(len(table), 1), PART_ROWS)
+    frames = (conform(table.iloc[start : start + PART_ROWS]) for start in starts)
+    return write_table(frames, Path(path), rows=len(table), most_rows=most_rows)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
     """A manifest from Parquet; `DataError` when it is missing, damaged or lacks columns."""
+    with _readable(path):
+        return conform(read_table(Path(path)))
+
+
+def manifest_parts(path: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Some columns of a manifest, a million rows at a time; errors as of `read_manifest`."""
+    with _readable(path):
+        for part in table_parts(Path(path), columns):
+            yield part.astype({name: COLUMNS[name] for name in columns})
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
-        return conform(pd.read_parquet(path))
+        yield
     except (OSError, ValueError) as error:
         raise DataError(f"the manifest cannot be read ({error})", path, "write it with `harness data index`") from error

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -14,6 +17,8 @@ from harness.api.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
+
+    Keys = Callable[[NDArray[np.intp]], Iterable[str]]
 
 Split = Literal["train", "outer", "select", "report"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -50,23 +55,32 @@ class SplitRule(BaseModel):
         return self
 
 
-def _digests(keys: Iterable[str], prefix: str) -> NDArray[np.uint64]:
-    """[N, 4] the words of sha256(prefix + key), most significant first."""
-    start = prefix.encode()
-    sha256 = hashlib.sha256
-    joined = b"".join([sha256(start + key.encode()).digest() for key in keys])
-    return np.frombuffer(joined, dtype=">u8").reshape(-1, 4).astype(np.uint64)
+def _digests(keys: Iterable[str], prefix: str) -> Iterator[bytes]:
+    """sha256(prefix + key), joined, of some thousands of keys at a time."""
+    start, sha256, left = prefix.encode(), hashlib.sha256, iter(keys)
+    while part := b"".join([sha256(start + key.encode()).digest() for key in islice(left, 65_536)]):
+        yield part
 
 
 def hash_share(groups: Iterable[str], seed: int) -> NDArray[np.float64]:
     """[N] a number in [0, 1) for each group: the first 53 bits of sha256(f"{seed}:split:{group}")."""
-    return (_digests(groups, f"{seed}:split:")[:, 0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    first = [np.frombuffer(part, ">u8")[::4].astype(np.uint64) for part in _digests(groups, f"{seed}:split:")]
+    words = np.concatenate([np.empty(0, np.uint64), *first])
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def draw_order(keys: Sequence[str], seed: int) -> NDArray[np.intp]:
+def draw_order(keys: Iterable[str], seed: int) -> NDArray[np.intp]:
     """[N] positions of `keys` (image sha256) by ascending sha256(f"{seed}:{key}")."""
-    words = _digests(keys, f"{seed}:")
-    return np.lexsort(words.T[::-1])
+    parts = [np.frombuffer(part, ">u8").reshape(-1, 4) for part in _digests(keys, f"{seed}:")]
+    first = np.concatenate([np.empty(0, np.uint64), *(part[:, 0].astype(np.uint64) for part in parts)])
+    order = np.argsort(first, kind="stable")
+    ranked = first[order]
+    ties = np.isin(ranked, ranked[1:][ranked[1:] == ranked[:-1]])  # a key that is there twice, or chance
+    if ties.any():
+        words = np.concatenate(parts).astype(np.uint64)
+        some = np.sort(order[ties])
+        order[ties] = some[np.lexsort(words[some].T[::-1])]
+    return order
 
 
 def _by_shares(groups: Sequence[str], seed: int, shares: Sequence[tuple[Split, float]], rest: Split) -> list[Split]:
@@ -113,7 +127,38 @@ def draw_test_set(table: pd.DataFrame, generator: str, *, n: int, seed: int = 20
     Raises:
         DataError: no `report` images of that generator, or no photographs of its dataset.
     """
-    return table.iloc[_draw(table, [generator], n, seed)[0]]
+    return table.iloc[draw(table, [generator], n=n, seed=seed).rows[0]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which images serve which test set, as rows of a manifest.
+
+    Attributes:
+        names: the test sets.
+        rows: `[k]` positions in the manifest of each one's images, in draw order.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[NDArray[np.intp], ...]
+
+    def __len__(self) -> int:
+        """Rows of all test sets."""
+        return sum(map(len, self.rows))
+
+    def counts(self) -> dict[str, int]:
+        """Images of each test set."""
+        return {name: len(rows) for name, rows in zip(self.names, self.rows, strict=True)}
+
+    def frame(self, table: pd.DataFrame) -> pd.DataFrame:
+        """As `draw_cells`, of the manifest that was drawn from."""
+        import pandas as pd
+
+        cells = table[["sha256", "label", "generator"]].iloc[np.concatenate([np.empty(0, np.intp), *self.rows])]
+        names = np.repeat(np.array(self.names, dtype=object), [len(rows) for rows in self.rows])
+        cells = cells.reset_index(drop=True)
+        cells.insert(0, "test_set", pd.Series(names, dtype="str"))
+        return cells
 
 
 def draw_cells(
@@ -129,27 +174,25 @@ def draw_cells(
     Returns:
         Columns test_set, sha256, label, generator ("" for photographs).
     """
-    import pandas as pd
-
-    if generators is None:
-        generators = sorted(set(table.loc[(table["label"] == 1) & (table["split"] == "report"), "generator"]))
-    columns = ["sha256", "label", "generator"]
-    names = list(generators)
-    draws = _draw(table, names, n, seed)
-    cells = table[columns].iloc[np.concatenate([np.empty(0, np.intp), *draws])].reset_index(drop=True)
-    test_set = pd.Series(np.repeat(np.array(names, dtype=object), [len(d) for d in draws]), dtype="str")
-    cells.insert(0, "test_set", test_set)
-    return cells
+    return draw(table, generators, n=n, seed=seed).frame(table)
 
 
-def _draw(table: pd.DataFrame, generators: list[str], n: int, seed: int) -> list[NDArray[np.intp]]:
-    """Rows (positions in the table) of several test sets; the photographs of a dataset are put in order once."""
+def draw(
+    table: pd.DataFrame, generators: Iterable[str] | None = None, *, n: int, seed: int = 2024, keys: Keys | None = None
+) -> Draws:
+    """The test sets of `draw_cells` as rows of the manifest; the photographs of a dataset are put in order once.
+
+    Args:
+        keys: gives the sha256 of rows of the manifest, where the table has no such column.
+    """
     here, made = (table["split"] == "report").to_numpy(), (table["label"] == 1).to_numpy()
+    names = list(generators) if generators is not None else sorted(map(str, table["generator"][here & made].unique()))
+    key = keys or partial(_sha256, table)
     photographs = _places(table["dataset"], here & ~made)
     generated = _places(table["generator"], here & made)
     ordered: dict[str, NDArray[np.intp]] = {}
     draws = []
-    for name in generators:
+    for name in names:
         rows = generated.get(name)
         if rows is None:
             raise DataError(f"no `report` images of generator {name!r}", fix="see `harness data check`")
@@ -160,17 +203,23 @@ def _draw(table: pd.DataFrame, generators: list[str], n: int, seed: int) -> list
                 fix="add a test list; see `harness data check`",
             )
         if dataset not in ordered:
-            ordered[dataset] = _in_draw_order(table, photographs[dataset], seed)
+            ordered[dataset] = photographs[dataset][draw_order(key(photographs[dataset]), seed)]
         k = min(n, len(rows), len(ordered[dataset]))
-        draws.append(np.concatenate([_in_draw_order(table, rows, seed)[:k], ordered[dataset][:k]]))
-    return draws
+        draws.append(np.concatenate([rows[draw_order(key(rows), seed)][:k], ordered[dataset][:k]]))
+    return Draws(tuple(names), tuple(draws))
+
+
+def _sha256(table: pd.DataFrame, rows: NDArray[np.intp]) -> Iterator[str]:
+    for start in range(0, len(rows), 65_536):  # a column of millions is never millions of Python words at once
+        yield from table["sha256"].iloc[rows[start : start + 65_536]].tolist()
 
 
 def _places(column: pd.Series, mask: NDArray[np.bool_]) -> dict[str, NDArray[np.intp]]:
     """Value -> positions that hold it, of those in the mask, in ascending order."""
+    import pandas as pd
+
     rows = np.flatnonzero(mask)
-    return {str(value): rows[places] for value, places in column.iloc[rows].groupby(column.iloc[rows]).indices.items()}
-
-
-def _in_draw_order(table: pd.DataFrame, rows: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
-    return rows[draw_order(table["sha256"].iloc[rows].tolist(), seed)]
+    codes, names = pd.factorize(column.iloc[rows])
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    return {str(name): rows[order[a:b]] for name, a, b in zip(names, bounds, bounds[1:], strict=False)}

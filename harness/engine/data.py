@@ -13,26 +13,34 @@ from harness.api.errors import ConfigError, DataError
 from harness.api.events import Event, Listener
 from harness.engine.keys import digest_of
 from harness.engine.source import source_digest
-from harness.results.digests import digests_array, distinct
+from harness.results.digests import digests_array, order_of, words
 from harness.results.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from harness.data.layouts import DataSpec
+    from harness.data.splits import Draws
     from harness.engine.suite import Suite
 
 
 @dataclass(frozen=True)
 class RunData:
-    """Manifest, cells, the manifest rows that cells name (each once), notes for the record, images left out."""
+    """Manifest, digests ``[N] S32`` of its rows, test sets, the rows that these name (each image once), notes for the
+    record, images left out."""
 
     root: Path
     manifest: pd.DataFrame
-    cells: pd.DataFrame
+    images: np.ndarray
+    draws: Draws
     cell_rows: np.ndarray
     notes: tuple[str, ...]
     skipped: int
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """A row an image and test set, as `cells.parquet` has it."""
+        return self.draws.frame(self.manifest)
 
 
 def data_spec(suite: Suite) -> DataSpec:
@@ -85,30 +93,38 @@ def _check_decodable(
     return [(int(r), f.message) for r, f in zip(rows, facts, strict=True) if f.fault]
 
 
-def _rows_of_cells(manifest: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:
-    """Manifest rows of the distinct (sha256, label, generator) of cells, in manifest order."""
+def rows_of_draws(manifest: pd.DataFrame, images: np.ndarray, draws: Draws) -> np.ndarray:
+    """Manifest rows of what is drawn, one row a (sha256, label, generator), in manifest order.
+
+    Of several `report` rows with the same three, the first stands for all, drawn or not. ``images`` are the digests
+    ``[N] S32`` of the manifest's rows.
+    """
     import pandas as pd
 
+    drawn = np.zeros(len(manifest), bool)
+    for rows in draws.rows:
+        drawn[rows] = True
     report = np.flatnonzero((manifest["split"] == "report").to_numpy())
-    names = pd.Index(manifest["generator"].unique())
-    ranked = distinct(_roles(cells, names))
-    here = _roles(manifest[["sha256", "label", "generator"]].iloc[report], names)
-    place = np.searchsorted(ranked, here).clip(max=len(ranked) - 1)
-    rows = np.flatnonzero(ranked[place] == here) if len(ranked) else np.empty(0, np.int64)
-    first = np.sort(np.unique(place[rows], return_index=True)[1])
-    return np.asarray(report[rows[first]])
+    several = report[_repeated(words(images)[report])]
+    order = order_of(images[several])
+    ranked = images[several[order]]
+    image = np.empty(len(several), np.int64)
+    image[order] = np.cumsum(np.append(True, ranked[1:] != ranked[:-1])[: len(several)])
+    generator = pd.factorize(manifest["generator"].iloc[several])[0].astype(np.int64)
+    role = (image * (generator.max(initial=0) + 1) + generator) * 2 + manifest["label"].to_numpy()[several]
+    _, first, same = np.unique(role, return_index=True, return_inverse=True)
+    wanted = np.zeros(len(first), bool)
+    np.logical_or.at(wanted, same, drawn[several])
+    drawn[several] = False
+    drawn[several[first[wanted]]] = True
+    return np.flatnonzero(drawn)
 
 
-def _roles(table: pd.DataFrame, names: pd.Index) -> np.ndarray:
-    """``[N] S37``: each row's sha256, place of its generator in ``names``, and label, as sortable bytes."""
-    import pandas as pd
-
-    out = np.empty((len(table), 37), np.uint8)
-    out[:, :32] = digests_array(table["sha256"]).view(np.uint8).reshape(-1, 32)
-    places = names.get_indexer(pd.Index(table["generator"])).astype("<i4")
-    out[:, 32:36] = places.view(np.uint8).reshape(-1, 4)
-    out[:, 36] = table["label"].to_numpy() + 1
-    return out.view("S37").ravel()
+def _repeated(values: np.ndarray) -> np.ndarray:
+    """Places of the values that stand more than once in a list, ascending."""
+    order = np.argsort(values, kind="stable")
+    same = values[order[1:]] == values[order[:-1]]
+    return np.sort(order[np.append(False, same) | np.append(same, False)]) if same.any() else np.empty(0, np.int64)
 
 
 def prepare_data(
@@ -124,7 +140,7 @@ def prepare_data(
     from harness.data.layouts import canonical_name
     from harness.data.manifest import FAULTS, build_manifest
     from harness.data.problems import about, printable, require
-    from harness.data.splits import draw_cells
+    from harness.data.splits import draw
 
     if on_bad_image not in ("stop", "skip"):
         raise ConfigError(f"--on-bad-image {on_bad_image!r}", fix="use stop or skip")
@@ -155,8 +171,9 @@ def prepare_data(
         emit(Event("warning", {"text": f"{len(bad)} images that cannot be decoded are left out:{listed}"}))
     names = None if spec.generators == "all" else [canonical_name(g, spec.aliases) for g in spec.generators]
     count = suite.test.per_generator if limit is None else min(limit, suite.test.per_generator)
-    cells = draw_cells(manifest, names, n=count, seed=suite.test.seed)
-    if len(cells) == 0:
+    draws = draw(manifest, names, n=count, seed=suite.test.seed)
+    if len(draws) == 0:
         raise DataError("there is no generated image to test", where=root, fix="see `harness data check`")
     notes = (*result.notes, *(p.message for p in result.problems))
-    return RunData(root, manifest, cells, _rows_of_cells(manifest, cells), notes, skipped)
+    images = digests_array(manifest["sha256"])
+    return RunData(root, manifest, images, draws, rows_of_draws(manifest, images, draws), notes, skipped)

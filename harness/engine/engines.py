@@ -6,7 +6,7 @@ the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -43,7 +43,13 @@ class RemoteError(Exception):
 
 
 class Engine(Protocol):
-    """Executes parts of one plan. Entered before the first part and left after the last, whatever happens."""
+    """Executes parts of one plan. Entered before the first part and left after the last, whatever happens.
+
+    Attributes:
+        start_seconds: how long entering took.
+    """
+
+    start_seconds: float
 
     def __enter__(self) -> Engine:
         """Start what the engine needs."""
@@ -71,6 +77,8 @@ class Engine(Protocol):
 class Inline(AbstractContextManager["Inline"]):
     """Everything in this process, one thing after another."""
 
+    start_seconds = 0.0
+
     def __init__(self, plan: Plan, store: Store, reader: Reader, emit: Listener, workers: int) -> None:
         self.plan, self.store, self.reader, self.emit, self.workers = plan, store, reader, emit, workers
 
@@ -85,25 +93,13 @@ class Inline(AbstractContextManager["Inline"]):
         """As :class:`Engine`; this process does every image that it survives, so there is nothing to be without."""
         settings = self.plan.settings
         return Computed(run_stage(
-            stage, rows_lookup(stage, self.plan), self.reader, self.store, device=settings.device,
-            threads=settings.threads, workers=self.workers, emit=self.emit,
+            stage, self.reader, self.store, device=settings.device, threads=settings.threads, workers=self.workers,
+            emit=self.emit,
         ))  # fmt: skip
 
     def heads(self, rows: Sequence[RowPlan]) -> Mapping[str, Exception]:
         """Left to who asks for them."""
         return {}
-
-
-def rows_lookup(stage: ItemStage, plan: Plan) -> Callable[[np.ndarray], list[int]]:
-    """A function from item digests of a stage to manifest rows."""
-    items = next(p.items for p in plan.rows if any(s.key == stage.key for s in p.stages))
-    order = np.argsort(items, kind="stable")
-    ranked = items[order]
-
-    def rows_of(wanted: np.ndarray) -> list[int]:
-        return [int(i) for i in order[np.searchsorted(ranked, wanted)]]
-
-    return rows_of
 
 
 def check_engine(name: str, address: str | None, device: str) -> None:

@@ -22,7 +22,7 @@ from harness.results.files import to_json, write_atomic
 from harness.results.store import Store, write_head
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from harness.engine.frames import RowScores
 
 FEW_CALIBRATION = 100
 """Calibration photographs below which a quantile of 5 % hangs on a handful of scores, and the run says so."""
@@ -36,7 +36,7 @@ class Outcome:
     """What execution gave: score tables, failures by row (message and traceback), images computed by stage; images set
     aside, an entry an image and row: ``row``, ``sha256``, ``path``, ``why``."""
 
-    scores: list[pd.DataFrame] = field(default_factory=list)
+    scores: list[RowScores] = field(default_factory=list)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     computed: dict[str, int] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -246,7 +246,6 @@ def save_fitted(folder: Path, row: RowPlan, plan: Plan, store: Store, threshold:
     if stored is None:
         raise StoreError("a fitted head is gone from the store", where=row.head.key, fix="run again")
     write_head(folder / "head", *stored)
-    sha = plan.manifest["sha256"].to_numpy()
     resolved = {slot: w for stage in row.stages for slot, w in stage.weights.items()} | dict(row.head.weights)
     weights = {slot: describe_weights(folder, slot, w) for slot, w in resolved.items()}
     document = {
@@ -258,9 +257,9 @@ def save_fitted(folder: Path, row: RowPlan, plan: Plan, store: Store, threshold:
         "threshold": threshold,
         "keys": {"features": row.extractor.key, "head": row.head.key, "threshold": row.threshold_key},
         "fit_images": len(row.head.fit_rows),
-        "fit_set": _set(sha, row.head.fit_rows),
+        "fit_set": _set(plan, row.head.fit_rows),
         "calibration_images": len(row.calibration_rows),
-        "calibration_set": _set(sha, row.calibration_rows),
+        "calibration_set": _set(plan, row.calibration_rows),
         "edits": dict(plan.settings.edits),
         "numerics": row.extractor.description["numerics"],
         "micro_batches": [stage.micro_batch for stage in row.stages],
@@ -268,10 +267,10 @@ def save_fitted(folder: Path, row: RowPlan, plan: Plan, store: Store, threshold:
     write_atomic(folder / "fitted.json", to_json(document))
 
 
-def _set(sha: np.ndarray, rows: np.ndarray) -> str:
+def _set(plan: Plan, rows: np.ndarray) -> str:
     import hashlib
 
-    return hashlib.sha256("".join(str(s) for s in sha[rows]).encode()).hexdigest()
+    return hashlib.sha256("".join(plan.sha256(rows)).encode()).hexdigest()
 
 
 def with_device(device: str) -> str:

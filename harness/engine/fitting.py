@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.contract import Extractor, FitData, FittedHead, FixedThreshold, Head, Weights, predict
+from harness.api.contract import Extractor, FitData, FittedHead, FixedThreshold, Head, Weights
 from harness.api.errors import ProtocolError, StoreError
 from harness.api.events import Event, Listener, silent
+from harness.engine.frames import RowScores
 from harness.engine.inline import NOTHING, LostError
 from harness.engine.plan import HeadWork, Plan, RowPlan
+from harness.results.digests import Digests, Picked
 from harness.results.store import Store
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCORE_ROWS = 65_536
 
@@ -27,20 +25,8 @@ def stored_features(extractor: str, dim: int, items: np.ndarray, store: Store, a
         LostError: a feature is missing (a segment was damaged after it was written).
     """
     values, found = store.items(extractor).matrix(items, dim)
-    gone = ~found if len(aside) == 0 else ~found & ~np.isin(items, aside)
-    if gone.any():
-        raise LostError(
-            f"{int(gone.sum())} stored features are gone (a damaged segment was set aside)",
-            where=extractor, fix="run the same command again: they are computed again",
-        )  # fmt: skip
+    _none_lost(extractor, items, found, aside)
     return values
-
-
-def features_of(plan_row: RowPlan, rows: np.ndarray, store: Store, aside: np.ndarray = NOTHING) -> np.ndarray:
-    """Features of a row's extractor for manifest rows; as :func:`stored_features`."""
-    extractor = plan_row.extractor
-    assert isinstance(extractor.stage, Extractor)
-    return stored_features(extractor.key, extractor.stage.dim, plan_row.items[rows], store, aside)
 
 
 def score_features(head: FittedHead, features: np.ndarray) -> np.ndarray:
@@ -52,6 +38,34 @@ def score_features(head: FittedHead, features: np.ndarray) -> np.ndarray:
         if good.any():
             out[start : start + SCORE_ROWS][good] = head.score(part[good])
     return out
+
+
+def scores_of(
+    plan_row: RowPlan, rows: np.ndarray, head: FittedHead, store: Store, aside: np.ndarray = NOTHING
+) -> np.ndarray:
+    """Scores ``[N]`` float64 of manifest rows, from their stored features, a segment of the store at a time; NaN as of
+    :func:`score_features`, and for images set ``aside``.
+
+    Raises:
+        LostError: as :func:`stored_features`.
+    """
+    key, items = plan_row.extractor.key, Picked(plan_row.items, rows)
+    scores, found = np.full(len(items), np.nan), np.zeros(len(items), bool)
+    for places, features in store.items(key).each(items):
+        scores[places], found[places] = score_features(head, features), True
+    _none_lost(key, items, found, aside)
+    return scores
+
+
+def _none_lost(extractor: str, items: Digests, found: np.ndarray, aside: np.ndarray) -> None:
+    gone = np.flatnonzero(~found)
+    if len(aside):
+        gone = gone[~np.isin(items[gone], aside)]
+    if len(gone):
+        raise LostError(
+            f"{len(gone)} stored features are gone (a damaged segment was set aside)",
+            where=extractor, fix="run the same command again: they are computed again",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,7 +158,7 @@ def threshold_of(plan_row: RowPlan, head: FittedHead, store: Store) -> float:
         return rule.value
     stored = store.entry("thresholds", plan_row.threshold_key)
     if stored is None:
-        scores = score_features(head, features_of(plan_row, plan_row.calibration_rows, store))
+        scores = scores_of(plan_row, plan_row.calibration_rows, head, store)
         stored = {"threshold": rule.value(scores), "calibration_images": len(plan_row.calibration_rows)}
         store.put_entry("thresholds", plan_row.threshold_key, stored)
     return float(stored["threshold"])
@@ -152,19 +166,11 @@ def threshold_of(plan_row: RowPlan, head: FittedHead, store: Store) -> float:
 
 def score_row(
     plan: Plan, plan_row: RowPlan, head: FittedHead, threshold: float, store: Store, aside: np.ndarray = NOTHING
-) -> pd.DataFrame:
-    """``scores.parquet`` rows of one detector: every image that some test set names, once a role; images set
-    ``aside`` have no score (NaN)."""
-    import pandas as pd
+) -> RowScores:
+    """Scores of one detector: every image that some test set names, once a role; images set ``aside`` have no score
+    (NaN).
 
-    table = plan.manifest.iloc[plan.cell_rows]
-    scores = score_features(head, features_of(plan_row, plan.cell_rows, store, aside))
-    return pd.DataFrame({
-        "sha256": table["sha256"].to_numpy(),
-        "label": table["label"].to_numpy().astype(np.int8),
-        "generator": table["generator"].to_numpy(),
-        "detector": plan_row.row.name,
-        "score": scores,
-        "threshold": threshold,
-        "prediction": predict(scores, threshold),
-    })  # fmt: skip
+    Raises:
+        LostError: as :func:`stored_features`.
+    """
+    return RowScores(plan, plan_row.row.name, threshold, scores_of(plan_row, plan.cell_rows, head, store, aside))

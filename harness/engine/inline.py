@@ -13,6 +13,7 @@ from harness.api.errors import PluginError, StoreError
 from harness.api.events import Event, Listener
 from harness.engine.images import Reader, ahead
 from harness.engine.plan import ItemStage
+from harness.results.digests import Digests, Picked
 from harness.results.store import Store
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ Row = tuple[bytes, "Tensor | None"]
 
 
 def _from_images(
-    stage: ItemStage, items: np.ndarray, rows: Sequence[int], reader: Reader, workers: int
+    stage: ItemStage, items: Digests, rows: Sequence[int] | np.ndarray, reader: Reader, workers: int
 ) -> Iterator[Row]:
     window = 2 * max(stage.micro_batch, workers)
     jobs = range(len(rows))
@@ -82,7 +83,7 @@ def _from_images(
         yield items[job], tensor
 
 
-def _from_maps(source: ItemStage, items: np.ndarray, store: Store, chunk: int) -> Iterator[Row]:
+def _from_maps(source: ItemStage, items: Digests, store: Store, chunk: int) -> Iterator[Row]:
     import torch
 
     for start in range(0, len(items), chunk):
@@ -150,10 +151,10 @@ def _nothing(stage: ItemStage) -> np.ndarray:
     return np.full(shape, np.nan, np.float32)
 
 
-def missing_of(stage: ItemStage, store: Store, without: np.ndarray = NOTHING) -> np.ndarray:
-    """Digests ``[N] S32`` that a stage needs and the store lacks, less those ``without`` which it must do."""
-    missing = stage.needed[~store.items(stage.key).stored(stage.needed)]
-    return missing if len(without) == 0 else missing[~np.isin(missing, without)]
+def missing_of(stage: ItemStage, store: Store, without: np.ndarray = NOTHING) -> Picked:
+    """Images that a stage needs and the store lacks, less those ``without`` which it must do."""
+    missing = stage.needed.where(~store.items(stage.key).stored(stage.needed))
+    return missing if len(without) == 0 else missing.where(~np.isin(missing[:], without))
 
 
 def label_of(stage: ItemStage) -> str:
@@ -162,7 +163,7 @@ def label_of(stage: ItemStage) -> str:
 
 
 def compute(
-    stage: ItemStage, run: Callable[[Tensor], Tensor], items: np.ndarray, rows: Sequence[int], reader: Reader,
+    stage: ItemStage, run: Callable[[Tensor], Tensor], items: Digests, rows: Sequence[int] | np.ndarray, reader: Reader,
     store: Store, *, device: str, workers: int, flush_seconds: float = FLUSH_SECONDS,
     told: Callable[[int], None] = lambda done: None,
 ) -> int:  # fmt: skip
@@ -203,13 +204,10 @@ def keep_rate(stage: ItemStage, store: Store, images: int, seconds: float) -> No
 
 
 def run_stage(
-    stage: ItemStage, rows_of: Callable[[np.ndarray], list[int]], reader: Reader, store: Store, *,
-    device: str, threads: int, workers: int, emit: Listener,
-) -> int:  # fmt: skip
-    """Compute what the store lacks of a stage; number of images computed.
-
-    ``rows_of`` gives the manifest rows of item digests. Every few seconds what is done is stored, so an interrupted
-    run goes on where it stopped.
+    stage: ItemStage, reader: Reader, store: Store, *, device: str, threads: int, workers: int, emit: Listener
+) -> int:
+    """Compute what the store lacks of a stage; number of images computed. Every few seconds what is done is stored, so
+    an interrupted run goes on where it stopped.
 
     Raises:
         DataError, WeightsError, StoreError: as the stage's parts; what was stored before stays.
@@ -222,13 +220,12 @@ def run_stage(
     label, total = label_of(stage), len(missing)
     emit(Event("stage_start", {"stage": label, "total": total, "stored": len(stage.needed) - total}))
     run = stage.stage.load(stage.weights, device)
-    rows = rows_of(missing) if stage.source is None else ()
     started = time.monotonic()
 
     def told(done: int) -> None:
         emit(Event("progress", {"stage": label, "done": done, "total": total, "unit": "images"}))
 
-    done = compute(stage, run, missing, rows, reader, store, device=device, workers=workers, told=told)
+    done = compute(stage, run, missing, missing.rows, reader, store, device=device, workers=workers, told=told)
     seconds = time.monotonic() - started
     keep_rate(stage, store, done, seconds)
     emit(Event("stage_end", {"stage": label, "done": done, "seconds": seconds}))

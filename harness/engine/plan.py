@@ -21,12 +21,13 @@ from harness.engine.recipes import RecipeWork, recipe_work
 from harness.engine.rows import PreparedRow
 from harness.engine.source import source_digest
 from harness.engine.training_data import TrainingSource, released_faces, suite_faces
-from harness.results.digests import digests_array, distinct
+from harness.results.digests import NONE, Picked, digests_array, distinct_places, hex_digests
 from harness.results.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.data.splits import Draws
     from harness.engine.suite import Suite
 
 
@@ -44,7 +45,8 @@ class Settings:
 @dataclass
 class ItemStage:
     """A transform or extractor over images. ``needed`` grows while rows are planned; ``source`` is the transform
-    whose maps it reads (None: images through ``preprocess``)."""
+    whose maps it reads (None: images through ``preprocess``). What is needed and missing are rows of the manifest, each
+    image once, in the order of their digests."""
 
     key: str
     kind: str
@@ -55,8 +57,8 @@ class ItemStage:
     source: ItemStage | None
     micro_batch: int
     rows: list[str] = field(default_factory=list)
-    needed: np.ndarray = field(default_factory=lambda: np.empty(0, "S32"))
-    missing: np.ndarray = field(default_factory=lambda: np.empty(0, "S32"))
+    needed: Picked = NONE
+    missing: Picked = NONE
 
     @property
     def bytes_each(self) -> int:
@@ -97,17 +99,36 @@ class RowPlan:
 
 @dataclass
 class Plan:
-    """Everything a run will do. ``manifest`` is the table of images; ``cells`` has one row an image and test set;
-    ``cell_rows`` are the manifest rows that any cell names."""
+    """Everything a run will do.
+
+    Attributes:
+        manifest: the table of images; of its columns, `PLANNED` are used.
+        images: digests ``[N] S32`` of its rows.
+        draws: the test sets; ``cell_rows`` are the manifest rows that any of them names.
+    """
 
     manifest: pd.DataFrame
+    images: np.ndarray
     root: Path
-    cells: pd.DataFrame
+    draws: Draws
     cell_rows: np.ndarray
     rows: list[RowPlan]
     stages: dict[str, ItemStage]
     recipes: dict[str, RecipeWork]
     settings: Settings
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """A row an image and test set, as `cells.parquet` has it."""
+        return self.draws.frame(self.manifest)
+
+    def sha256(self, rows: np.ndarray) -> list[str]:
+        """Of the images of manifest rows."""
+        return hex_digests(self.images[rows])
+
+
+PLANNED = ("path", "label", "generator", "dataset", "split", "order")
+"""Columns of a manifest that planning and execution read, besides the digests (trainings of a suite read more)."""
 
 
 def item_digests(images: np.ndarray, manifest: pd.DataFrame, root: Path, preprocess: Preprocess) -> np.ndarray:
@@ -139,7 +160,9 @@ def fit_rows(manifest: pd.DataFrame, dataset: str, count: int) -> np.ndarray:
     return rows[order][:count]
 
 
-def _with_generators(manifest: pd.DataFrame, photographs: np.ndarray, generators: Sequence[str]) -> np.ndarray:
+def _with_generators(
+    manifest: pd.DataFrame, images: np.ndarray, photographs: np.ndarray, generators: Sequence[str]
+) -> np.ndarray:
     if not generators:
         return photographs
     mask = (manifest["label"] == 1) & (manifest["split"] == "train") & manifest["generator"].isin(list(generators))
@@ -148,8 +171,7 @@ def _with_generators(manifest: pd.DataFrame, photographs: np.ndarray, generators
     absent = [g for g in generators if g not in present]
     if absent:
         raise DataError(f"no `train` images of generator {absent[0]!r} to fit on", fix="name a generator that is there")
-    chosen = manifest.iloc[rows]
-    order = np.lexsort((chosen["sha256"].to_numpy(), chosen["generator"].to_numpy()))
+    order = np.lexsort((images[rows], manifest["generator"].iloc[rows].to_numpy(object)))
     return np.concatenate([photographs, rows[order]])
 
 
@@ -158,18 +180,20 @@ class _Planner:
         self,
         suite: Suite,
         manifest: pd.DataFrame,
+        images: np.ndarray,
         root: Path,
-        cells: pd.DataFrame,
+        draws: Draws,
         cell_rows: np.ndarray,
         settings: Settings,
     ) -> None:
         self.suite, self.manifest, self.root, self.settings = suite, manifest, root, settings
-        self.plan = Plan(manifest, root, cells, cell_rows, [], {}, {}, settings)
-        photographs = manifest[manifest["label"] == 0]
-        self.dataset = suite.fit.dataset or (str(photographs["dataset"].iloc[0]) if len(photographs) else "")
+        self.images = images
+        self.plan = Plan(manifest, images, root, draws, cell_rows, [], {}, {}, settings)
+        photographs = np.flatnonzero(manifest["label"].to_numpy() == 0)[:1]
+        self.dataset = suite.fit.dataset or "".join(manifest["dataset"].iloc[photographs])
         self.heads: dict[str, HeadWork] = {}
-        self.sets: dict[bytes, np.ndarray] = {}
-        self.images = digests_array(manifest["sha256"])
+        self.sets: dict[bytes, Picked] = {}
+        self.items: dict[str, np.ndarray] = {}
 
     def identities(self, row: PreparedRow) -> dict[str, ResolvedWeights]:
         weights = dict(row.weights)
@@ -223,7 +247,7 @@ class _Planner:
         rows = np.empty(0, np.int64)
         if head.fit_on != "nothing":
             rows = fit_rows(self.manifest, self.dataset, self.suite.fit.count)
-            rows = _with_generators(self.manifest, rows, head.generators if head.fit_on == "both" else ())
+            rows = _with_generators(self.manifest, self.images, rows, head.generators if head.fit_on == "both" else ())
             rows = rows[head.fit_order(len(rows))]
         labels = self.manifest["label"].to_numpy()[rows]
         names = self.manifest["generator"].iloc[rows]
@@ -253,19 +277,24 @@ class _Planner:
             raise DataError(f"dataset {self.dataset!r} has no `select` photographs for held-out calibration")
         return rows[np.argsort(self.manifest["order"].to_numpy()[rows], kind="stable")]
 
-    def needed(self, items: np.ndarray, touched: np.ndarray) -> np.ndarray:
-        """Distinct item digests of the rows of a mask; rows that look at the same images share one array."""
-        if items is not self.images:
-            return distinct(items[touched])
-        key = hashlib.sha256(np.packbits(touched).tobytes()).digest()
+    def items_of(self, preprocess: Preprocess, identities: Mapping[str, str]) -> np.ndarray:
+        """:func:`item_digests`, one array a preprocess."""
+        key = digest_of(stage_identity(preprocess, identities))
+        if key not in self.items:
+            self.items[key] = item_digests(self.images, self.manifest, self.root, preprocess)
+        return self.items[key]
+
+    def needed(self, items: np.ndarray, touched: np.ndarray) -> Picked:
+        """The distinct items of the rows of a mask; those who look at the same rows of the same items share it."""
+        key = hashlib.sha256(id(items).to_bytes(8, "big") + np.packbits(touched).tobytes()).digest()
         if key not in self.sets:
-            self.sets[key] = distinct(items[touched])
+            self.sets[key] = Picked(items, distinct_places(items, touched))
         return self.sets[key]
 
     def add(self, row: PreparedRow) -> None:
         weights = self.identities(row)
         all_rows = self.plan.cell_rows
-        items = item_digests(self.images, self.manifest, self.root, row.chain.preprocess)
+        items = self.items_of(row.chain.preprocess, {slot: w.identity for slot, w in weights.items()})
         stages = self.stages(row, weights)
         head = self.head(row.chain.head, row, stages[-1], items, weights)
         calibration = self.calibration(row, head)
@@ -287,10 +316,9 @@ class _Planner:
             above = above.upstream
         needed = self.needed(items, touched)
         for stage in stages:
-            if len(stage.needed) == 0:
-                stage.needed = needed
-            elif stage.needed is not needed:
-                stage.needed = distinct(np.concatenate([stage.needed, needed]))
+            both = touched.copy()
+            both[stage.needed.rows] = True
+            stage.needed = needed if (both == touched).all() else self.needed(items, both)
         self.plan.rows.append(RowPlan(row, items, stages, head, threshold_key, calibration))
 
 
@@ -305,22 +333,26 @@ def make_plan(
     prepared: Sequence[PreparedRow],
     manifest: pd.DataFrame,
     root: Path,
-    cells: pd.DataFrame,
+    draws: Draws,
     cell_rows: np.ndarray,
     store: Store,
     settings: Settings,
+    images: np.ndarray | None = None,
 ) -> Plan:
     """The plan of all rows whose weights are there, with what is missing in the store.
+
+    ``images`` are the digests ``[N] S32`` of the manifest's rows; None: those of its column `sha256`.
 
     Raises:
         DataError: a fit set or calibration set is empty.
     """
-    planner = _Planner(suite, manifest, root, cells, cell_rows, settings)
+    known = digests_array(manifest["sha256"]) if images is None else images
+    planner = _Planner(suite, manifest, known, root, draws, cell_rows, settings)
     for row in prepared:
         if row.missing is None:
             planner.add(row)
     for stage in planner.plan.stages.values():
-        stage.missing = stage.needed[~store.items(stage.key).stored(stage.needed)]
+        stage.missing = stage.needed.where(~store.items(stage.key).stored(stage.needed))
     return planner.plan
 
 

@@ -54,6 +54,30 @@ def write_once(path: Path, data: bytes) -> bool:
         raise _refuse(error, path) from error
 
 
+def write_numbered(folder: Path, number: int, suffixes: tuple[str, ...], data: bytes) -> int:
+    """Write ``NUMBER{suffixes[0]}`` (eight digits) under the first number from ``number`` on that has no file with any
+    of the suffixes, in a folder that is there; the number. Two writers never share one.
+
+    Raises:
+        StoreError: as :func:`write_once`.
+    """
+    path = folder / f"{number:08d}{suffixes[0]}"
+    try:
+        temporary = _temporary(path, data)
+        try:
+            while True:
+                path = folder / f"{number:08d}{suffixes[0]}"
+                with contextlib.suppress(FileExistsError):
+                    if not any(path.with_suffix(other).exists() for other in suffixes[1:]):
+                        os.link(temporary, path)
+                        return number
+                number += 1
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refuse(error, path) from error
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write or replace a file in one step.
 

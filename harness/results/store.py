@@ -32,10 +32,12 @@ from typing import Any
 import numpy as np
 
 from harness.api.errors import StoreError
-from harness.results.digests import as_rows, from_rows
-from harness.results.files import locked, to_json, write_atomic, write_once
+from harness.results.digests import Digests, Lookup, as_rows, from_rows
+from harness.results.files import locked, to_json, write_atomic, write_numbered, write_once
 
 FORMAT = 1
+MOST_PASSES = 100
+"""Times that damage is met, or another process changes the store, while one set of images is read."""
 Warn = Callable[[str], None]
 
 
@@ -51,12 +53,17 @@ def _json_digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Index:
-    """Where each stored image of a key is: sorted digests with segment and row."""
+    """Where each stored image of a key is. The list that ``lookup`` knows are the segments' images one after another,
+    those of segment i from ``starts[i]`` to ``starts[i + 1]``."""
 
-    digests: np.ndarray
-    segment: np.ndarray
-    row: np.ndarray
     names: tuple[str, ...]
+    starts: np.ndarray
+    lookup: Lookup
+
+
+_EMPTY = _Index((), np.zeros(1, np.int64), Lookup(np.empty(0, np.uint64), np.empty(0, np.uint64)))
+SUFFIXES = (".index", ".bad")
+"""Endings of a segment's number: in use, and set aside."""
 
 
 class Items:
@@ -65,7 +72,8 @@ class Items:
     def __init__(self, folder: Path, warn: Warn) -> None:
         self.folder = folder
         self._warn = warn
-        self._cached: tuple[tuple[str, ...], _Index] | None = None
+        self._cached = _EMPTY
+        self._next: int | None = None
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Keep what the key was made of beside the values (once)."""
@@ -85,40 +93,40 @@ class Items:
         return raw[32:64].hex(), np.frombuffer(raw[64:], dtype=np.uint8).reshape(-1, 32)
 
     def _index(self) -> _Index:
-        names = self._index_names()
-        if self._cached is not None and self._cached[0] == names:
-            return self._cached[1]
-        parts, kept = [], []
-        for name in names:
+        """The index of the segments that are there now; only what is new is read."""
+        names, old = self._index_names(), self._cached
+        if old.names == names:
+            return old
+        if names[: len(old.names)] != old.names:
+            old = _EMPTY
+        kept, counts, parts = list(old.names), [], [old.lookup.columns()]
+        for name in names[len(kept) :]:
             try:
                 _, rows = self._read_index(name)
             except (ValueError, OSError):
                 self._set_aside(name, "its index is damaged")
                 continue
-            parts.append(from_rows(rows))
+            parts.append(Lookup.split(from_rows(rows)))
             kept.append(name)
-        digests = np.concatenate(parts) if parts else np.empty(0, "S32")
-        segment = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
-        row = np.concatenate([np.arange(len(p), dtype=np.int32) for p in parts]) if parts else np.empty(0, np.int32)
-        unique, first = np.unique(digests, return_index=True)  # first index = lowest segment: the first writer wins
-        index = _Index(unique, segment[first], row[first], tuple(kept))
-        self._cached = (tuple(kept), index)
-        return index
+            counts.append(len(rows))
+        starts = np.append(old.starts, old.starts[-1] + np.cumsum(counts, dtype=np.int64))
+        del old
+        self._cached = _EMPTY  # the parts, then the joined columns, then what sorts them: never two whole indexes
+        first, rest = (np.concatenate(column) for column in zip(*parts, strict=True))
+        parts.clear()
+        self._cached = _Index(tuple(kept), starts, Lookup(first, rest))
+        return self._cached
 
     def _set_aside(self, name: str, why: str) -> None:
         path = self.folder / name
-        self._cached = None
+        self._cached = _EMPTY
         with contextlib.suppress(FileNotFoundError):  # another process found the same damage first
             path.rename(path.with_suffix(".bad"))
             self._warn(f"stored segment {path.parent.name[:12]}/{name} set aside: {why}; its images are computed again")
 
-    def stored(self, digests: np.ndarray) -> np.ndarray:
+    def stored(self, digests: Digests) -> np.ndarray:
         """Mask ``[N] bool`` of the images ``[N] S32`` that have a value."""
-        index = self._index()
-        if len(index.digests) == 0:
-            return np.zeros(len(digests), bool)
-        where = np.searchsorted(index.digests, digests).clip(max=len(index.digests) - 1)
-        return np.asarray(index.digests[where] == digests)
+        return np.asarray(self._index().lookup.places(digests) >= 0)
 
     def data_names(self) -> set[str]:
         """Stems of the data files that a sound index names."""
@@ -126,7 +134,7 @@ class Items:
 
     def count(self) -> int:
         """Number of images with a value."""
-        return len(self._index().digests)
+        return self._index().lookup.num_distinct()
 
     def put(self, digests: np.ndarray, values: np.ndarray) -> None:
         """Store values ``[N, ...]`` of images ``[N] S32`` as one segment.
@@ -142,10 +150,10 @@ class Items:
         _keep(self.folder / f"{sha.hexdigest()[:40]}.data", data)
         tail = sha.digest() + rows.tobytes()
         content = hashlib.sha256(tail).digest() + tail
-        taken = [int(n.split(".")[0]) for n in os.listdir(self.folder) if n.endswith((".index", ".bad"))]
-        number = max(taken, default=-1) + 1
-        while not write_once(self.folder / f"{number:08d}.index", content):
-            number += 1
+        if self._next is None:  # after that the list, long where segments are many, is not read again
+            taken = [int(n.split(".")[0]) for n in os.listdir(self.folder) if n.endswith(SUFFIXES)]
+            self._next = max(taken, default=-1) + 1
+        self._next = 1 + write_numbered(self.folder, self._next, SUFFIXES, content)
 
     def _read_data(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Digests ``[N] S32`` and values ``[N, ...]`` of a segment, checked."""
@@ -164,37 +172,50 @@ class Items:
             raise ValueError("data belongs to other images")
         return from_rows(rows), content["value"]
 
-    def _fill(self, digests: np.ndarray, take: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
-        """Call ``take(positions, values)`` for every segment that holds some of the images; mask of those found.
-
-        A damaged segment is set aside and said, and the pass starts over: its images then count as missing.
+    def each(self, digests: Digests) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions ``[n]`` among the images ``[N] S32`` and their values ``[n, ...]``, a segment after the other: what
+        to go through more than fits in memory with. Images without a value are left out. A damaged segment is set
+        aside and said, and its images are looked for once more.
         """
-        while True:
+        wanted: np.ndarray | None = None  # all of them
+        for _ in range(MOST_PASSES):
             index = self._index()
-            found = self.stored(digests)
-            where = np.flatnonzero(found)
-            if len(where) == 0:
-                return found
-            at = np.searchsorted(index.digests, digests[where])
-            order = np.argsort(index.segment[at], kind="stable")
-            where, at = where[order], at[order]
-            segments, starts = np.unique(index.segment[at], return_index=True)
-            for segment, low, high in zip(segments, starts, [*starts[1:], len(at)], strict=True):
-                name = index.names[segment]
-                rows = index.row[at[low:high]]
+            place = index.lookup.places(digests if wanted is None else digests[wanted])
+            order = np.argsort(place, kind="stable")
+            place = place[order]
+            bounds = np.searchsorted(place, index.starts)
+            again = []
+            for name, low, high, start in zip(index.names, bounds, bounds[1:], index.starts, strict=False):
+                if low == high:
+                    continue
+                positions, rows = order[low:high], place[low:high] - start
+                if wanted is not None:
+                    positions = wanted[positions]
                 try:
                     there, values = self._read_data(name)
                 except (ValueError, OSError) as error:
                     self._set_aside(name, str(error))
-                    break
-                if rows.max() >= len(there) or not np.array_equal(there[rows], digests[where[low:high]]):
-                    self._cached = None  # the store was mended and collected under our feet: look again
-                    break
-                take(where[low:high], values[rows])
-            else:
-                return found
+                    again.append(positions)
+                    continue
+                if rows.max() >= len(there) or not np.array_equal(there[rows], digests[positions]):
+                    self._cached = _EMPTY  # the store was mended and collected under our feet: look again
+                    again.append(positions)
+                    continue
+                yield positions, values[rows]
+            if not again:
+                return
+            wanted = np.concatenate(again)
+        raise StoreError("segments change while they are read", where=self.folder, fix="run `harness store verify`")
 
-    def get(self, digests: np.ndarray) -> tuple[list[np.ndarray | None], np.ndarray]:
+    def _fill(self, digests: Digests, take: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
+        """Call ``take(positions, values)`` for every segment that holds some of the images; mask of those found."""
+        found = np.zeros(len(digests), bool)
+        for positions, values in self.each(digests):
+            take(positions, values)
+            found[positions] = True
+        return found
+
+    def get(self, digests: Digests) -> tuple[list[np.ndarray | None], np.ndarray]:
         """Values of images ``[N] S32`` (None where missing; shapes may differ) and the mask of those found."""
         out: list[np.ndarray | None] = [None] * len(digests)
 
@@ -205,16 +226,14 @@ class Items:
         found = self._fill(digests, take)
         return [v if f else None for v, f in zip(out, found, strict=True)], found
 
-    def matrix(self, digests: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def matrix(self, digests: Digests, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Features ``[N, width]`` float32 of images ``[N] S32`` (NaN where missing) and the mask of those found."""
         out = np.full((len(digests), width), np.nan, np.float32)
 
         def take(positions: np.ndarray, values: np.ndarray) -> None:
             out[positions] = values
 
-        found = self._fill(digests, take)
-        out[~found] = np.nan
-        return out, found
+        return out, self._fill(digests, take)
 
     def verify(self) -> list[str]:
         """Every fault found, one line each; faulty segments are set aside."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.api.errors import DataError
+from harness.data.tables import is_table, table_parts
 
 ARTIFACT_FOLDERS = ("tables", "figures", "training")
 ARTIFACT_FILES = ("scores.parquet", "cells.parquet", "metrics.csv", "comparisons.csv", "record.json", "report.html",
@@ -37,7 +38,7 @@ class Bundle:
     @classmethod
     def read(cls, folder: Path) -> Bundle:
         for name in ("record.json", "metrics.csv", "cells.parquet"):
-            if not (folder / name).is_file():
+            if not is_table(folder / name):
                 raise DataError(f"not a finished run: {name} is missing", where=folder, fix="run the suite again")
         try:
             record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
@@ -152,23 +153,21 @@ class Bundle:
 
 def _datasets(folder: Path, name: str, manifest: str) -> list[tuple[str, str, str, str]]:
     """(name, sha256, source, context) of the manifest and of each test set, the latter of what it holds."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    path = folder / "cells.parquet"
+    by_set: dict[str, list[tuple[str, ...]]] = {}
     try:
-        cells = pq.read_table(folder / "cells.parquet", columns=["test_set", "sha256", "label", "generator"])
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"unreadable table: {error}", where=folder / "cells.parquet") from error
+        for part in table_parts(path, ["test_set", "sha256", "label", "generator"]):
+            for row in part.astype("str").itertuples(index=False, name=None):
+                by_set.setdefault(row[0], []).append(row)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise DataError(f"unreadable table: {error}", where=path) from error
     found = [(f"{name} manifest", manifest, "manifest.parquet", "manifest")]
-    by_set: dict[str, list[dict[str, Any]]] = {}
-    for row in cells.to_pylist():
-        by_set.setdefault(row["test_set"], []).append(row)
     found += [(f"{name} {s}", _content_digest(rows), "cells.parquet", "report") for s, rows in sorted(by_set.items())]
     return found
 
 
-def _content_digest(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = sorted("\t".join(str(v) for v in row.values()) for row in rows)
+def _content_digest(rows: Sequence[tuple[str, ...]]) -> str:
+    lines = sorted(map("\t".join, rows))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -219,7 +219,6 @@ def _first_record(
         if row.missing:
             entry.status, entry.message = "missing", row.missing
         detectors[row.name] = entry
-    counts = data.cells.groupby("test_set", sort=False).size()
     return Record(
         run_id=run_id, suite=suite.suite, suite_version=suite.version, title=suite.title, profile=suite.profile,
         started=now(), command=["harness", *sys.argv[1:]], protocol=suite.switches.model_dump(mode="json"),
@@ -227,7 +226,7 @@ def _first_record(
         stamps=stamps(request, suite, rows, data.skipped), detectors=detectors, reference=suite.reference,
         bootstrap=suite.bootstrap.model_dump(), tables=[t.model_dump(mode="json") for t in suite.tables],
         skipped_images=data.skipped, notes=list(data.notes), manifest_sha256=manifest_digest(data.manifest),
-        images={str(k): int(v) for k, v in counts.items()}, environment=environment(settings.device, settings.threads),
+        images=data.draws.counts(), environment=environment(settings.device, settings.threads),
     )  # fmt: skip
 
 
@@ -252,20 +251,18 @@ def _finish(record: Record, outcome: Outcome, started: float) -> Record:
         record.stamps.append(f"PARTIAL: {images} images that ended every worker have no score ({rows})")
     record.computed, record.recipes, record.warnings = outcome.computed, outcome.recipes, outcome.warnings
     record.finished = now()
-    record.timings = {"total_seconds": round(time.monotonic() - started, 3)}
+    record.timings["total_seconds"] = round(time.monotonic() - started, 3)
     return record
 
 
-def _write_scores(folder: Path, suite: Suite, data: RunData, plan: Plan, outcome: Outcome) -> None:
-    import pandas as pd
+def _write_tables(folder: Path, suite: Suite, data: RunData, plan: Plan, outcome: Outcome) -> None:
     import yaml
 
     from harness.data.manifest import write_manifest
-    from harness.engine.frames import empty_scores, write_parquet
+    from harness.engine.frames import write_cells, write_scores
 
-    scores = pd.concat(outcome.scores, ignore_index=True) if outcome.scores else empty_scores()
-    write_parquet(scores, folder / "scores.parquet")
-    write_parquet(data.cells, folder / "cells.parquet")
+    write_scores(outcome.scores, folder / "scores.parquet")
+    write_cells(plan, folder / "cells.parquet")
     write_manifest(data.manifest, folder / "manifest.parquet")
     text = yaml.safe_dump(suite.document(), sort_keys=False, allow_unicode=True)
     write_atomic(folder / "suite.resolved.yaml", text.encode())
@@ -325,7 +322,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
         from harness.engine.probe import with_probed_batches
 
         rows = with_probed_batches(rows, settings.device, say)
-    plan = make_plan(suite, rows, data.manifest, data.root, data.cells, data.cell_rows, store, settings)
+    plan = make_plan(suite, rows, data.manifest, data.root, data.draws, data.cell_rows, store, settings, data.images)
     summary = plan_summary(plan, store)
     say(Event("note", {"text": plan_text(summary)}))
     if request.dry_run:
@@ -337,11 +334,12 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     record = _first_record(request, suite, rows, data, settings, run_id)
     write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
     workers = suite.execution.workers if request.workers is None else request.workers
-    reader = Reader(data.root, list(data.manifest["path"]), list(data.manifest["sha256"]), _edits(request))
+    reader = Reader(data.root, data.manifest["path"].array, data.manifest["sha256"].array, _edits(request))
     named = request.engine or suite.execution.engine
     with make_engine(named, plan, store, reader, say, suite.execution, workers, request.ray_address) as engine:
         outcome = Executor(plan, store, reader, say, workers, engine).run(folder / "fitted")
-    _write_scores(folder, suite, data, plan, outcome)
+    record.timings["engine_start_seconds"] = round(engine.start_seconds, 3)
+    _write_tables(folder, suite, data, plan, outcome)
     record_trainings(folder, plan, store, record.stamps)
     outcome.warnings += _audit(folder, say)
     record = _finish(record, outcome, started)

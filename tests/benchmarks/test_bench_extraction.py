@@ -24,7 +24,7 @@ from harness.data.edits import InputEdits
 from harness.engine.images import Reader
 from harness.engine.inline import pin_numerics, run_stage
 from harness.engine.plan import ItemStage
-from harness.results.digests import digests_array
+from harness.results.digests import Picked, digests_array, distinct_places
 from harness.results.store import Store
 
 IMAGES, PAIRS = 64, 5
@@ -55,8 +55,8 @@ def test_extraction_keeps_the_bare_networks_speed(benchmark, tmp_path: Path, sid
     chain = Chain.of(BladesOC())
     weights = {"weights": ResolvedWeights("random", "random:0")}
     reader = Reader(tmp_path, names, hexes, InputEdits())
-    digests = np.unique(digests_array(hexes))
-    order = {d: i for i, d in enumerate(digests_array(hexes))}
+    images = digests_array(hexes)
+    digests = Picked(images, distinct_places(images))
 
     def whole(number: int) -> float:
         stage = ItemStage(f"{number:064x}", "features", chain.extractor, {}, chain.preprocess, weights, None, 32, ["x"])
@@ -68,10 +68,7 @@ def test_extraction_keeps_the_bare_networks_speed(benchmark, tmp_path: Path, sid
             if event.kind == "stage_end":
                 seconds.append(event.fields["seconds"])
 
-        run_stage(
-            stage, lambda wanted: [order[d] for d in wanted], reader, store,
-            device="cpu", threads=threads, workers=2, emit=listen,
-        )  # fmt: skip
+        run_stage(stage, reader, store, device="cpu", threads=threads, workers=2, emit=listen)
         return seconds[0]
 
     run = chain.extractor.load(weights, "cpu")

@@ -247,12 +247,12 @@ def engine_run(
         loaded, data, store, seen=seen, limit=limit, allow_outside=False, on_bad_image="stop", workers=0, emit=listen
     )
     settings = Settings("cpu", threads, batch, edits_key(edits))
-    plan = make_plan(loaded, rows, ready.manifest, ready.root, ready.cells, ready.cell_rows, store, settings)
+    plan = make_plan(loaded, rows, ready.manifest, ready.root, ready.draws, ready.cell_rows, store, settings)
     if plan_only:
         return Ran(None, {}, {}, plan, said, None)
     reader = Reader(ready.root, list(ready.manifest["path"]), list(ready.manifest["sha256"]), edits)
     outcome = Executor(plan, store, reader, listen, workers).run(folder / "fitted")
-    scores = pd.concat(outcome.scores, ignore_index=True) if outcome.scores else pd.DataFrame()
+    scores = pd.concat([row.frame() for row in outcome.scores], ignore_index=True) if outcome.scores else pd.DataFrame()
     return Ran(scores, computed_by_stage(plan, outcome.computed), outcome.failures, plan, said, outcome)
 
 

@@ -18,13 +18,14 @@ from harness.engine.cluster.connect import alive_nodes, check_nodes, connected
 from harness.engine.cluster.pool import Pool, Size, Work, WorkerKiller
 from harness.engine.cluster.queue import Piece, Queue
 from harness.engine.cluster.worker import Answer, Images, Stage, Surroundings
-from harness.engine.engines import Computed, rows_lookup
+from harness.engine.engines import Computed
 from harness.engine.fitting import FitWork, fit_work, making
 from harness.engine.images import Reader
 from harness.engine.inline import keep_rate, label_of, missing_of
 from harness.engine.plan import HeadWork, ItemStage, Plan, RowPlan
 from harness.engine.processes import Launcher
 from harness.engine.suite import Execution
+from harness.results.digests import Picked
 from harness.results.store import Store
 
 if TYPE_CHECKING:
@@ -220,11 +221,11 @@ def _resolved(work: FitWork) -> FitWork:
 class _Extraction:
     """One item stage under way: what its pieces are, what came back."""
 
-    def __init__(self, engine: RayEngine, stage: ItemStage, missing: np.ndarray, queue: Queue) -> None:
+    def __init__(self, engine: RayEngine, stage: ItemStage, missing: Picked, queue: Queue) -> None:
         self.emit, self.reader = engine.emit, engine.reader
         self.stage, self.missing, self.queue = stage, missing, queue
         self.items = engine.store.items(stage.key)
-        self.rows_of = rows_lookup(stage, engine.plan) if stage.source is None else None
+        self.images = engine.plan.images
         self.label, self.done, self.seconds = label_of(stage), 0, 0.0
 
     def work(self, name: str) -> Work:
@@ -238,12 +239,12 @@ class _Extraction:
 
     def _send(self, actor: Any, piece: Piece) -> Any:
         digests = self.missing[piece.places]
-        if self.rows_of is None:
+        if self.stage.source is not None:
             return actor.extract.remote(self.stage.key, Images.of(digests, digests, (), careful=piece.suspect))
-        rows = self.rows_of(digests)
-        shas = np.array([bytes.fromhex(self.reader.digests[row]) for row in rows], "S32")
+        rows = self.missing.rows[piece.places]
         paths = [self.reader.paths[row] for row in rows]
-        return actor.extract.remote(self.stage.key, Images.of(digests, shas, paths, careful=piece.suspect))
+        sent = Images.of(digests, self.images[rows], paths, careful=piece.suspect)
+        return actor.extract.remote(self.stage.key, sent)
 
     def _heard(self, piece: Piece, answer: Answer) -> None:
         if answer.failure is not None:

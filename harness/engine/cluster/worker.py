@@ -22,10 +22,10 @@ from harness.api.errors import ClusterError, HarnessError
 from harness.engine.engines import RemoteError
 from harness.engine.fitting import FitWork, made_head
 from harness.engine.images import Reader
-from harness.engine.inline import FLUSH_SECONDS, NOTHING, compute, pin_numerics
+from harness.engine.inline import FLUSH_SECONDS, compute, pin_numerics
 from harness.engine.plan import ItemStage
 from harness.engine.source import source_digest
-from harness.results.digests import as_rows, from_rows
+from harness.results.digests import NONE, as_rows, from_rows
 from harness.results.store import Store
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _bare(stage: ItemStage) -> ItemStage:
         slot: w if w.path is None else replace(w, path=w.path.resolve()) for slot, w in stage.weights.items()
     }  # fmt: skip
     source = None if stage.source is None else _bare(stage.source)
-    return replace(stage, weights=weights, source=source, needed=NOTHING, missing=NOTHING)
+    return replace(stage, weights=weights, source=source, needed=NONE, missing=NONE)
 
 
 @dataclass(frozen=True)
