@@ -316,7 +316,7 @@ def detectors_check(
 
 @suites_app.command("list")
 def suites_list(as_json: Json = False) -> None:
-    """Shipped suites."""
+    """Shipped suites and sweeps."""
     from harness.verbs.suites import listing
 
     say(*listing(as_json))

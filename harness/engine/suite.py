@@ -246,6 +246,11 @@ def _explain(error: ValidationError, where: object) -> NoReturn:
 _NESTED = (TestDraw, FitSpec, TableSpec, BootstrapSpec, Execution, ActorSpec)
 
 
+def is_sweep(document: Mapping[str, Any]) -> bool:
+    """Whether a file's document is a sweep's (``harness.engine.sweep``), not a suite's."""
+    return "sweep" in document and "suite" not in document
+
+
 def profiled(document: dict[str, Any], profile: str, where: object) -> dict[str, Any]:
     """A file's document for one profile: the overlay of that name under ``profiles`` merged in.
 
@@ -281,7 +286,7 @@ def load_suite(
     """
     path = find_suite(str(name))
     document = load_yaml(path)
-    if "sweep" in document and "suite" not in document:
+    if is_sweep(document):
         raise ConfigError("this file is a sweep, not a suite", path, f"start it: harness sweep {name}")
     document = profiled(document, profile, path)
     rows = document.get("detectors")

@@ -6,6 +6,7 @@ which a sweep has none.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from harness.api.yamlsafe import load_yaml
 from harness.engine.halving import Halving
 from harness.engine.rows import load_recipe, validated_recipe
 from harness.engine.spaces import Space, drawn, space_of
-from harness.engine.suite import assignment, find_suite, merge, profiled, put
+from harness.engine.suite import assignment, find_suite, is_sweep, profiled, put
 
 FIXED = ("recipe", "version", "base", "detector", "evaluate_every", "processes")
 """Keys of a recipe that a sweep does not change: what it is, and what the sweep needs itself."""
@@ -115,11 +116,6 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def is_sweep(document: Any) -> bool:
-    """Whether a file's document is a sweep's."""
-    return isinstance(document, dict) and "sweep" in document and "suite" not in document
-
-
 def load_sweep(name: str | Path, *, profile: str = "full", settings: Iterable[str] = ()) -> Sweep:
     """The sweep of a file or shipped name, with the profile's overlay and ``--set`` applied. ``--set`` changes a key of
     the sweep, or else of the recipe of every trial.
@@ -198,11 +194,9 @@ def trials_of(sweep: Sweep) -> list[Draw]:
     """
     where = f"sweep {sweep.sweep}"
     base = load_recipe(sweep.recipe, where=where).model_dump(mode="json")
-    overlay: dict[str, Any] = {}
     for key, value in sweep.changes.items():
         _check_key(key, f"{where}: set.{key}")
-        put(overlay, key.split("."), value)
-    base = merge(base, overlay)
+        _change(base, key.split("."), value)
     if base.get("processes", 1) != 1:
         raise ConfigError("trials of several processes are not here", f"{where}: recipe", "set processes to 1")
     spaces = sweep.spaces()
@@ -210,7 +204,7 @@ def trials_of(sweep: Sweep) -> list[Draw]:
         _check_key(space.key, f"{where}: space.{space.key}")
     out = []
     for number, values in enumerate(drawn(spaces, sweep.samples, sweep.seed, where)):
-        document = merge(base, {})
+        document = copy.deepcopy(base)
         for key, value in values.items():
             put(document, key.split("."), value)
         document |= {"recipe": f"{base['recipe']}, trial {number} of {sweep.sweep}", "evaluate_every": 1}
@@ -223,6 +217,19 @@ def trials_of(sweep: Sweep) -> list[Draw]:
             "lower grace, or leave the scheduler out",
         )  # fmt: skip
     return out
+
+
+def _change(document: dict[str, Any], words: Sequence[str], value: Any) -> None:
+    """One key of ``set``: a mapping is merged key by key, null takes a key away."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _change(document, [*words, str(name)], inner)
+    elif value is None:
+        for word in words[:-1]:
+            document = document.get(word) or {}
+        document.pop(words[-1], None)
+    else:
+        put(document, words, value)
 
 
 def _check_key(key: str, where: str) -> None:

@@ -7,18 +7,20 @@ from typing import Any
 
 from harness.api.errors import ConfigError
 from harness.api.yamlsafe import load_yaml
-from harness.engine.suite import find_suite, shipped
+from harness.engine.suite import find_suite, is_sweep, shipped
 from harness.results.files import write_once
 
 
 def listing(as_json: bool) -> tuple[Any, bool, str]:
-    """Name, version and title of each shipped suite."""
+    """Name, kind (suite or sweep), version and title of each shipped file."""
     rows: list[dict[str, Any]] = []
     for name, path in shipped().items():
         document = load_yaml(path)
-        rows.append({"suite": name, "version": document.get("version"), "title": document.get("title")})
+        kind = "sweep" if is_sweep(document) else "suite"
+        rows.append({"suite": name, "kind": kind, "version": document.get("version"), "title": document.get("title")})
     width = max((len(r["suite"]) for r in rows), default=0)
-    return rows, as_json, "\n".join(f"{r['suite']:<{width}}  v{r['version']}  {r['title']}" for r in rows)
+    lines = [f"{r['suite']:<{width}}  {r['kind']}  v{r['version']}  {r['title']}" for r in rows]
+    return rows, as_json, "\n".join(lines)
 
 
 def copy(name: str, out: Path) -> Path:
