@@ -320,7 +320,8 @@ class _Training:
                 self.best = self.step.export()
 
     def _require_alike(self) -> None:
-        if not self.world.alike([*self.step.parameters(), *self.step.training_state().values()]):
+        state = self.step.training_state()
+        if not self.world.alike([*self.step.parameters(), *(state[name] for name in sorted(state))]):
             raise TrainingError(
                 "the processes no longer hold the same parameters and task weights",
                 where=f"recipe {self.recipe.recipe}, step {self.number} of {self.steps}",
