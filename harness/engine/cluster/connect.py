@@ -57,6 +57,7 @@ def connected(address: str | None) -> Iterator[Any]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a Ray of our own: as urgent as inline's process is
     # Ray prints errors of its nodes on standard output, whatever ``log_to_driver`` is; lost workers are said by us
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     import ray
