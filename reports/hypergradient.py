@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def hypergradient_figure(rows: Sequence[Mapping[str, Any]], note: str = "") -> F
             errors[row["task"]][row["scale"]].append(row["relative_error"])
     if not errors:
         raise DataError("no audited step has a product to compare with", fix="audit a recipe whose tasks have labels")
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     ax = figure.subplots()
     styles = ("-", "--", "-.", ":")
     for number, (task, by_scale) in enumerate(sorted(errors.items())):
@@ -119,8 +120,8 @@ def hypergradient_figure(rows: Sequence[Mapping[str, Any]], note: str = "") -> F
     ax.axhline(1, color="grey", linewidth=0.8)
     steps = len({row["step"] for row in rows})
     title = f"Central difference against the exact product, {steps} audited steps"
-    ax.set_title(title + (f"\n{note}" if note else ""), fontsize=10)
-    ax.legend(fontsize=7, ncols=2)
+    ax.set_title("\n".join([title, *textwrap.wrap(note, 90)]), fontsize=10)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
