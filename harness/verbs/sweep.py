@@ -112,6 +112,7 @@ def run_sweep(request: SweepRequest, *, emit: Listener | None = None) -> SweepDo
         HarnessError: bad input; before anything is trained where it can be known.
         KeyboardInterrupt: asked to stop; run again to go on.
     """
+    from harness.engine.cluster.connect import check_address
     from harness.engine.execute import with_device
     from harness.engine.sweeping import Sweeping
     from harness.results.record import now
@@ -122,6 +123,7 @@ def run_sweep(request: SweepRequest, *, emit: Listener | None = None) -> SweepDo
     profile = "demo" if request.profile == "demo" else "full"
     extra = () if request.samples is None else (f"samples={request.samples}",)
     sweep = load_sweep(request.sweep, profile=profile, settings=(*request.settings, *extra))
+    check_address(request.ray_address)
     require_writable(request.out / "sweep.json")
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})), read_only=request.dry_run)
     device = with_device(request.device)

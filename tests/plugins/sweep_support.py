@@ -15,7 +15,7 @@ TASKS = ("face_coarse", "make/model")
 
 
 def trial_key(number: int) -> str:
-    return f"{number:02x}" * 32
+    return f"a{number:x}" * 32
 
 
 def _entry(epochs: int, lift: float) -> dict[str, Any]:

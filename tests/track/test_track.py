@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -206,41 +204,14 @@ def test_four_processes_on_a_fresh_store_all_log(make_run: Callable[..., Path], 
     assert {r.data.tags["blades.run_id"] for r in found} == {f"parallel-{i}" for i in range(4)}
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """A really started `mlflow server` with its own store and artifacts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "kept"),
-    ]  # fmt: skip
-    log = (tmp_path / "server.log").open("w")
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(240):
-            try:
-                with urllib.request.urlopen(f"{uri}/health", timeout=1):
-                    break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                time.sleep(0.5)
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # the server's own group: its workers too
-        process.wait(timeout=30)
-        log.close()
-
-
 @pytest.mark.slow
-def test_a_started_server_shows_the_run_through_its_rest_interface(run_folder: Path, server: str) -> None:
-    result = log_run(run_folder, server)
-    assert result == log_run(run_folder, server)
-    with urllib.request.urlopen(f"{server}/api/2.0/mlflow/runs/get?run_id={result.children['blades-oc']}") as reply:
+def test_a_started_server_shows_the_run_through_its_rest_interface(run_folder: Path, mlflow_server: str) -> None:
+    result = log_run(run_folder, mlflow_server)
+    assert result == log_run(run_folder, mlflow_server)
+    child = result.children["blades-oc"]
+    with urllib.request.urlopen(f"{mlflow_server}/api/2.0/mlflow/runs/get?run_id={child}") as reply:
         run = json.load(reply)["run"]
     metrics = {m["key"]: m["value"] for m in run["data"]["metrics"]}
     assert metrics["accuracy/stylegan2"] == 0.75
-    with urllib.request.urlopen(f"{server}/api/2.0/mlflow/artifacts/list?run_id={result.run_id}") as reply:
+    with urllib.request.urlopen(f"{mlflow_server}/api/2.0/mlflow/artifacts/list?run_id={result.run_id}") as reply:
         assert {"tables", "report.html"} <= {f["path"] for f in json.load(reply)["files"]}
