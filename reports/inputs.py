@@ -18,7 +18,8 @@ NEEDED = ("suite", "profile", "protocol", "run_id", "detectors", "bootstrap")
 
 @dataclass(frozen=True)
 class RunInputs:
-    """A run folder's stored results. Nothing here needs a model or an image."""
+    """A run folder's stored results; of the manifest the split of each image. Nothing here needs a model or an
+    image."""
 
     folder: Path
     record: dict[str, Any]
@@ -60,7 +61,7 @@ def read_run(folder: Path) -> RunInputs:
         record=record,
         scores=_parquet(folder / "scores.parquet"),
         cells=_parquet(folder / "cells.parquet"),
-        manifest=_optional(folder / "manifest.parquet"),
+        manifest=_optional(folder / "manifest.parquet", ["split"]),
         audit=_optional(folder / "audit.parquet"),
     )
 
@@ -82,14 +83,14 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _optional(path: Path) -> pd.DataFrame | None:
-    return _parquet(path) if path.exists() else None
+def _optional(path: Path, columns: list[str] | None = None) -> pd.DataFrame | None:
+    return _parquet(path, columns) if path.exists() else None
 
 
-def _parquet(path: Path) -> pd.DataFrame:
+def _parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     if not path.exists():
         raise DataError(f"not a finished run folder: {path.name} is missing", where=path.parent, fix=_UNFINISHED)
     try:
-        return read_table(path)
+        return read_table(path, columns)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise DataError(f"{path.name} cannot be read: {error}", where=path) from None

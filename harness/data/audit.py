@@ -15,6 +15,8 @@ from harness.data.edits import InputEdits
 
 NUM_FOLDS = 5
 _METADATA = ["format", "width", "height", "jpeg_quality"]
+AUDITED = ["sha256", "label", "generator", "group", *_METADATA]
+"""Columns of a manifest that the audit reads."""
 
 
 def metadata(rows: pd.DataFrame, edits: InputEdits | None = None) -> pd.DataFrame:
@@ -48,9 +50,7 @@ def format_audit_scores(
         are out of fold: boosted trees on the test set itself, 5 folds stratified by class, no group in two folds.
         0.5 for all where metadata are constant or a class has fewer than two groups.
     """
-    roles = table[["sha256", "label", "generator", "group", *_METADATA]].drop_duplicates(
-        ["sha256", "label", "generator"]
-    )
+    roles = table[AUDITED].drop_duplicates(["sha256", "label", "generator"])
     joined = cells.merge(roles, on=["sha256", "label", "generator"], how="left", validate="many_to_one")
     if joined["group"].isna().any():
         raise ValueError("cells name images that are not in the manifest")

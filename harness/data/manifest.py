@@ -323,10 +323,12 @@ def write_manifest(table: pd.DataFrame, path: str | os.PathLike[str], *, most_ro
     return write_table(frames, Path(path), rows=len(table), most_rows=most_rows)
 
 
-def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """A manifest from Parquet; `DataError` when it is missing, damaged or lacks columns."""
+def read_manifest(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A manifest from Parquet, or some columns of it; `DataError` when it is missing, damaged or lacks columns."""
     with _readable(path):
-        return conform(read_table(Path(path)))
+        if columns is None:
+            return conform(read_table(Path(path)))
+        return read_table(Path(path), columns).astype({name: COLUMNS[name] for name in columns})
 
 
 def manifest_parts(path: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[pd.DataFrame]:

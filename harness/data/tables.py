@@ -35,6 +35,8 @@ MOST_ROWS = 10_000_000
 """Rows of a table that is one file."""
 PART_ROWS = 2**20
 """Rows of a part of a dataset, and of a row group of a file (the number that pyarrow takes by itself)."""
+PIECE_ROWS = 2**17
+"""Rows of a piece in memory, where a table is made or read piece by piece."""
 _DIVIDED = b"divided_by"
 
 
@@ -123,6 +125,7 @@ def _write_dataset(frames: Iterable[pd.DataFrame], folder: Path, by: str | None,
 
 def _runs(frames: Iterable[pd.DataFrame], by: str | None) -> Iterator[tuple[str, Iterable[pd.DataFrame]]]:
     """Each run of rows that share a value, as the frames it is made of (to be gone through before the next run)."""
+
     def pieces() -> Iterator[tuple[str, pd.DataFrame]]:
         for frame in frames:
             if by is None:
@@ -206,6 +209,7 @@ def table_parts(
     Raises:
         OSError, ValueError: it is not there, or damaged (pyarrow's errors are ValueErrors), or lacks a column.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     sources = _sources(path)
@@ -217,9 +221,9 @@ def table_parts(
             continue
         with pq.ParquetFile(source.path) as file:
             wanted = _wanted(file.schema_arrow, source, columns, only)
-            for group in range(file.num_row_groups):
+            for batch in file.iter_batches(PIECE_ROWS, columns=wanted):
                 some = True
-                yield _framed(file.read_row_group(group, columns=wanted), source, columns, only)
+                yield _framed(pa.Table.from_batches([batch]), source, columns, only)
     if not some:
         schema = pq.read_schema(sources[0].path)
         nothing = schema.empty_table().select(_wanted(schema, sources[0], columns, only))

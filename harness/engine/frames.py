@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.api.contract import predict
-from harness.data.tables import MOST_ROWS, PART_ROWS, write_table
+from harness.data.tables import MOST_ROWS, PIECE_ROWS, write_table
 from harness.results.digests import CHUNK, digests_array, hex_digests
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def score_frames(scores: Sequence[RowScores]) -> Iterator[pd.DataFrame]:
     if not any(map(len, scores)):
         yield pd.DataFrame({name: pd.Series([], dtype=kind) for name, kind in _SCORES.items()})
     for row in scores:
-        for start in range(0, len(row), PART_ROWS):
-            yield row.frame(start, start + PART_ROWS)
+        for start in range(0, len(row), PIECE_ROWS):
+            yield row.frame(start, start + PIECE_ROWS)
 
 
 def write_scores(scores: Sequence[RowScores], path: Path, *, most_rows: int = MOST_ROWS) -> None:
@@ -93,8 +93,8 @@ def cell_frames(plan: Plan) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
     for name, drawn in zip(plan.draws.names, plan.draws.rows, strict=True):
-        for start in range(0, len(drawn), PART_ROWS):
-            rows = drawn[start : start + PART_ROWS]
+        for start in range(0, len(drawn), PIECE_ROWS):
+            rows = drawn[start : start + PIECE_ROWS]
             columns = {
                 "test_set": name, "sha256": plan.sha256(rows), "label": plan.manifest["label"].iloc[rows].to_numpy(),
                 "generator": plan.manifest["generator"].iloc[rows].to_numpy(object),
@@ -138,8 +138,9 @@ def read_roster(path: Path) -> Roster:
         images.append(digests_array(part["sha256"]))
         for name, column in columns.items():
             if name in words:
-                words[name] += [word for word in part[name].unique() if word not in words[name]]
-                column.append(pd.Index(words[name]).get_indexer(pd.Index(part[name])).astype(np.int16))
+                codes, new = pd.factorize(part[name])
+                words[name] += [word for word in new if word not in words[name]]
+                column.append(np.array([words[name].index(word) for word in new], np.int16)[codes])
             else:
                 column.append(part[name])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,22 @@ def digests_array(hex_digests: Sequence[str] | np.ndarray | pd.Series) -> np.nda
     rows = getattr(hex_digests, "iloc", hex_digests)
     for start in range(0, len(out), CHUNK):  # a column of a million is never a million Python words at once
         part = rows[start : start + CHUNK]
-        out[start : start + len(part)] = np.frombuffer(bytes.fromhex("".join(part)), dtype="S32")
+        out[start : start + len(part)] = np.frombuffer(_from_hex(part), dtype="S32")
     return out
+
+
+def _from_hex(texts: Any) -> bytes:
+    """The bytes of hex digests; those of a column are read where Arrow has them, one after another."""
+    if not hasattr(texts, "array") or not hasattr(texts.array, "__arrow_array__"):
+        return bytes.fromhex("".join(texts))
+    import pyarrow as pa
+
+    column = pa.chunked_array([texts.array.__arrow_array__()]).cast(pa.large_string()).combine_chunks()
+    if len(column) == 0:
+        return b""
+    _, starts, data = column.buffers()
+    bounds = np.frombuffer(starts, np.int64)[column.offset : column.offset + len(column) + 1]
+    return binascii.unhexlify(memoryview(data)[bounds[0] : bounds[-1]])
 
 
 def hex_digests(digests: np.ndarray) -> list[str]:

@@ -48,13 +48,13 @@ def check_tables(suite: Suite) -> None:
 
 def audit_warnings(folder: Path) -> list[str]:
     """Run the format audit on a run folder (``audit.parquet``); one sentence a test set that metadata separate."""
-    from harness.data.audit import format_audit_scores, separations
+    from harness.data.audit import AUDITED, format_audit_scores, separations
     from harness.data.edits import InputEdits
     from harness.data.manifest import read_manifest
 
     record = read_record(folder)
     edits = InputEdits.model_validate(record["edits"])
-    manifest, cells = read_manifest(folder / "manifest.parquet"), read_table(folder / "cells.parquet")
+    manifest, cells = read_manifest(folder / "manifest.parquet", AUDITED), read_table(folder / "cells.parquet")
     audit = format_audit_scores(manifest, cells, record["bootstrap"]["seed"], edits=edits)
     write_table([audit], folder / "audit.parquet", rows=len(audit), by="test_set")
     return [s.message for s in separations(audit) if s.warns]

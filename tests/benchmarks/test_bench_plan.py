@@ -1,7 +1,8 @@
 """Planning 1,000,000 images: at most 10 s and 1 GiB on 2 cores is the budget (stated, not asserted).
 
-Measured in a process of its own: from a manifest in memory to the summary that is printed (drawing the test sets,
-keys, what the store lacks), for BLADES-OC and BLADES-BC, with an empty store and with one that has every feature.
+Measured in a process of its own: from a manifest in memory, read for planning, to the summary that is printed (drawing
+the test sets, keys, what the store lacks), for BLADES-OC and BLADES-BC, with an empty store and with one that has every
+feature.
 """
 
 from __future__ import annotations
@@ -33,22 +34,24 @@ PLAN = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np
-from harness.data.manifest import read_manifest
-from harness.data.splits import draw_cells
-from harness.engine.data import _rows_of_cells
+from harness.data.splits import draw
+from harness.engine.data import rows_of_draws
+from harness.engine.frames import read_roster
 from harness.engine.plan import Settings, make_plan, plan_summary
 from harness.engine.rows import prepare_rows
 from harness.engine.suite import load_suite
 from harness.results.store import Store
 
 root, count, fill = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "fill"
-manifest, store = read_manifest(root / "manifest.parquet"), Store(root / "store")
+roster, store = read_roster(root / "manifest.parquet"), Store(root / "store")
+manifest, images = roster.manifest, roster.images
 settings = ["blades-oc.weights=random", "blades-bc.weights=random", f"test.per_generator={count}", "fit.count=25000"]
 suite = load_suite("cross_generator", settings=settings, detectors=["blades-oc", "blades-bc"])
 rows = prepare_rows(suite, root)
 before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-cells = draw_cells(manifest, None, n=suite.test.per_generator, seed=suite.test.seed)
-plan = make_plan(suite, rows, manifest, root, cells, _rows_of_cells(manifest, cells), store, Settings("cpu", 2))
+draws = draw(manifest, n=suite.test.per_generator, seed=suite.test.seed, keys=roster.sha256)
+tested = rows_of_draws(manifest, images, draws)
+plan = make_plan(suite, rows, manifest, root, draws, tested, store, Settings("cpu", 2), images)
 summary = plan_summary(plan, store)
 after, seconds = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter() - began
 print(json.dumps({
