@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import ConfigError
 from harness.api.events import Listener
+from harness.engine.cluster.connect import check_address, check_nodes, connected
 from harness.engine.exchange import Exchange
 from harness.engine.processes import EXCHANGE, PATIENCE, taken_part
 from harness.engine.training_job import Job
@@ -38,14 +38,16 @@ class RayProcesses:
 
         Raises:
             ConfigError: no Ray, no cluster at the address, or one with fewer CPUs or devices than the recipe needs.
+            StoreError: a node does not see the store.
         """
         from harness.api.checkpoint import stop_requests
 
-        _connect(self.address)
-        _check_resources(job)
+        check_address(self.address)
         exchange = Exchange(job.checkpoints / EXCHANGE)
         exchange.clear()
-        with stop_requests() as asked:
+        with connected(self.address) as ray, stop_requests() as asked:
+            _check_resources(job)
+            check_nodes(ray, job.store.resolve(), ())
             ended = _Fit(job, exchange)
             while not ended.wait(LOOK):
                 exchange.pass_on(emit)
@@ -115,30 +117,6 @@ def _worker(config: dict[str, Any]) -> None:
     )
     if error is not None and not isinstance(error, KeyboardInterrupt):
         raise error  # Ray takes the other workers down, which may be waiting for this one
-
-
-def _connect(address: str | None) -> None:
-    """A Ray to train on, quietly: the cluster at an address, or one on this machine; one that is there is kept.
-
-    Raises:
-        ConfigError: Ray is not installed, or there is no cluster at the address.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("Ray is not installed", "--engine ray", "pip install 'ray[train]'") from error
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(
-            address=address, include_dashboard=None if address else False, log_to_driver=False,
-            logging_level=logging.ERROR,
-        )  # fmt: skip
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"no Ray cluster: {said}", address or "--engine ray", "check --ray-address") from error
 
 
 def _check_resources(job: Job) -> None:
