@@ -196,7 +196,9 @@ def trials_of(sweep: Sweep) -> list[Draw]:
     base = load_recipe(sweep.recipe, where=where).model_dump(mode="json")
     for key, value in sweep.changes.items():
         _check_key(key, f"{where}: set.{key}")
+        _spell_out(base)
         _change(base, key.split("."), value)
+    _spell_out(base)
     if base.get("processes", 1) != 1:
         raise ConfigError("trials of several processes are not here", f"{where}: recipe", "set processes to 1")
     spaces = sweep.spaces()
@@ -217,6 +219,12 @@ def trials_of(sweep: Sweep) -> list[Draw]:
             "lower grace, or leave the scheduler out",
         )  # fmt: skip
     return out
+
+
+def _spell_out(document: dict[str, Any]) -> None:
+    """A protocol's name as a mapping, so that single switches can be set beside it."""
+    if isinstance(document.get("protocol"), str):
+        document["protocol"] = {"base": document["protocol"]}
 
 
 def _change(document: dict[str, Any], words: Sequence[str], value: Any) -> None:

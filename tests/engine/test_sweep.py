@@ -10,6 +10,7 @@ import yaml
 
 from harness.api.errors import ConfigError, HarnessError, ProtocolError
 from harness.api.yamlsafe import load_yaml
+from harness.engine.rows import recipe_protocol
 from harness.engine.suite import is_sweep, load_suite, shipped
 from harness.engine.sweep import load_sweep, trials_of
 
@@ -62,6 +63,13 @@ def test_trials_are_the_recipe_with_the_drawn_values(write) -> None:
     assert trials[0].recipe.settings["work_size"] == 64
     assert trials[0].recipe.recipe == "lam, trial 0 of rates"
     assert "lambda_lr=" in trials[1].text()
+
+
+def test_a_switch_of_the_protocol_is_a_key(write) -> None:
+    space = {"protocol.hypergradient": {"grid": ["exact", "finite_difference"]}}
+    trials = trials_of(load_sweep(write(space=space, samples=1, set={"protocol": "clean"})))
+    assert [recipe_protocol(t.recipe).hypergradient for t in trials] == ["exact", "finite_difference"]
+    assert {recipe_protocol(t.recipe).resample_photographic for t in trials} == {True}
 
 
 def test_set_on_the_command_line_is_of_the_sweep_or_of_its_recipe(write) -> None:
