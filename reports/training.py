@@ -175,11 +175,13 @@ _VERDICT_COLOURS = {ABOVE: COLOURS[0], BELOW: COLOURS[1]}
 def report_text(table: pd.DataFrame) -> str:
     """The report as aligned text, a line a number."""
     lines = [f"{'on report':34}  value  95 % interval   chance  photographs"]
-    for row in table.itertuples():
-        chance = "  –   " if np.isnan(row.chance) else f"{row.chance:.3f} "
-        interval = f"[{row.low:.3f}, {row.high:.3f}]"
-        name = f"{row.task} {row.metric}"
-        lines.append(f"{name:34}  {row.value:.3f}  {interval}  {chance}  {row.images:11,}  {row.verdict}".rstrip())
+    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+    for row in rows:
+        chance = "  –   " if np.isnan(row["chance"]) else f"{row['chance']:.3f} "
+        interval, name = f"[{row['low']:.3f}, {row['high']:.3f}]", f"{row['task']} {row['metric']}"
+        lines.append(
+            f"{name:34}  {row['value']:.3f}  {interval}  {chance}  {row['images']:11,}  {row['verdict']}".rstrip()
+        )
     return "\n".join(lines)
 
 

@@ -134,7 +134,7 @@ def markdown(summary: Summary) -> str:
     """A table for people: a row a recipe, a column a number, chance in the first row."""
     table = summary.table
     names = list(dict.fromkeys(zip(table["task"], table["metric"], strict=True)))
-    cells = {(r.recipe, r.task, r.metric): r for r in table.itertuples()}
+    cells: dict[tuple[str, ...], Any] = {(str(r.recipe), str(r.task), str(r.metric)): r for r in table.itertuples()}
     head = ["recipe", "seeds", *(f"{task} {metric}".replace("_", " ") for task, metric in names)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     chances = [_chance([c.chance for key, c in cells.items() if key[1:] == name]) for name in names]

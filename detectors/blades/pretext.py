@@ -30,7 +30,8 @@ class Answers:
         photographic, manipulated: [N] bool, called manipulated: the photograph as trained on, and its manipulation.
         untouched, resampled: [N] bool, called manipulated: the photograph without and with the resampling that
             manipulations bring along; one of the two is the photograph as trained on.
-        regions: [N, R] float32, logit of each region on the manipulated face; `true_regions` [N, R] what was done.
+        regions, spared: [N, R] float32, logit of each region on the manipulated face and on the photograph as trained
+            on; `true_regions` [N, R] bool, what was done to the manipulated one.
         tags: task -> [N] float32 expected level (from 1), or int64 class, of the photograph.
         labels: task -> [N] int64, -1 = not known.
     """
@@ -40,6 +41,7 @@ class Answers:
     untouched: NDArray[np.bool_]
     resampled: NDArray[np.bool_]
     regions: NDArray[np.float32]
+    spared: NDArray[np.float32]
     true_regions: NDArray[np.bool_]
     tags: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -99,6 +101,9 @@ def _answers(
         own = logits[:, table["face_coarse"].slice]
         return np.asarray((own[:, 1] > own[:, 0]).numpy())
 
+    def regions(logits: Tensor) -> NDArray[np.float32]:
+        return np.asarray((logits[:, fine.slice] if fine else logits[:, :0]).numpy())
+
     fine = next((t for t in table if t.kind is Kind.FINE), None)
     names = fine.classes if fine else ()
     tags: dict[str, NDArray[np.float64]] = {}
@@ -109,7 +114,7 @@ def _answers(
             tags[task.name] = plain[:, task.slice].argmax(dim=1).double().numpy()
     return Answers(
         called(plain), called(made), called(photographs[0]), called(photographs[1]),
-        made[:, fine.slice].numpy() if fine else np.zeros((len(numbers), 0), np.float32),
+        regions(made), regions(plain),
         np.array([[n >= 0 and r in MANIPULATIONS[n].regions for r in names] for n in numbers], bool),
         tags, {tag: known[tag] for tag in tags},
     )  # fmt: skip
@@ -147,7 +152,11 @@ Measure = tuple[Callable[..., float], float | None, int]
 
 
 def measures(answers: Answers, table: TaskTable) -> dict[tuple[str, str], Measure]:
-    """(task, metric) -> (function of the weights of all photographs, chance, photographs with a label)."""
+    """(task, metric) -> (function of the weights of all photographs, chance, photographs with a label).
+
+    `face_coarse` and `face_fine` are measured on each photograph and its manipulation, both counting the same; chance
+    of `face_fine` is what the better constant answer gets, region by region.
+    """
     count = len(answers.photographic)
     out: dict[tuple[str, str], Measure] = {}
 
@@ -167,8 +176,9 @@ def measures(answers: Answers, table: TaskTable) -> dict[tuple[str, str], Measur
             if len(np.unique(answers.labels[task.name][known])) > 1:
                 out[task.name, _name(task)] = _tag_measure(answers, task, known)
         elif task.kind is Kind.FINE and answers.regions.size:
-            right = ((answers.regions > 0) == answers.true_regions).mean(axis=1)
-            often = answers.true_regions.mean(axis=0)
+            changed = ((answers.regions > 0) == answers.true_regions).mean(axis=1)
+            right = 0.5 * (changed + (answers.spared <= 0).mean(axis=1))
+            often = 0.5 * answers.true_regions.mean(axis=0)  # a photograph has none
             chance = float(np.maximum(often, 1 - often).mean())
             out[task.name, "accuracy"] = (share(right), chance, count)
     return out

@@ -195,7 +195,7 @@ def write_training(
     else:
         (folder / REPORT).unlink(missing_ok=True)
     write_atomic(folder / RECORD, to_json(record.model_dump(mode="json")))
-    return TrainingFolder(folder, record, *tables.values(), kept[1])
+    return TrainingFolder(folder, record, tables[HISTORY], tables[SPEED], tables[SELECT], kept[1])
 
 
 def _csv(table: pd.DataFrame) -> bytes:
@@ -234,8 +234,9 @@ def read_training(folder: Path) -> TrainingFolder:
         raise DataError(f"no record of a training: {key}: {first['msg']}", folder / RECORD) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"the record cannot be read: {error}", folder / RECORD) from None
-    tables = [read_table(folder / name, needed) for name, needed in TABLES.items()]
-    return TrainingFolder(folder, record, *tables, _report(folder / REPORT))
+    tables = {name: read_table(folder / name, needed) for name, needed in TABLES.items()}
+    report = _report(folder / REPORT)
+    return TrainingFolder(folder, record, tables[HISTORY], tables[SPEED], tables[SELECT], report)
 
 
 def _report(path: Path) -> pd.DataFrame:

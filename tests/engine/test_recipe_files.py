@@ -14,8 +14,8 @@ from harness.api.errors import ConfigError, WeightsError
 from harness.api.preprocess import to_tensor
 from harness.api.training import TrainingImages
 from harness.api.weights import ResolvedWeights
-from harness.engine.recipes import mapped
 from harness.engine.rows import absent_starts, load_recipe, start_weights
+from harness.engine.training_job import mapped
 
 BASE = """
 recipe: parent

@@ -66,8 +66,7 @@ def test_report_photographs_without_the_flag_are_not_decoded(bench: Bench, tmp_p
     other = Bench(tmp_path)
     unread = tmp_path / "data" / "celeba-face" / "imgs" / "00052.jpg"
     assert unread.is_file()
-    data = bytearray(unread.read_bytes())
-    unread.write_bytes(bytes(data[: len(data) // 2]))  # header and size can be read, the picture cannot
+    unread.write_bytes(unread.read_bytes()[:-40])  # header and size can be read, the picture cannot
     plain = other.train("--json")
     assert plain.code == 0, plain.text
     assert "report" not in plain.document

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from detectors.blades.config import EncoderConfig
 from detectors.blades.image_tower import BladesImageTower, BladesPreprocess
-from detectors.blades.joint import BladesJointStep, JointSettings
+from detectors.blades.joint import BladesJointStep
 from detectors.blades.tasks import TASK_NAMES
 from harness.api.contract import PHOTOGRAPHIC
 from harness.api.errors import ConfigError, DataError
@@ -21,9 +21,7 @@ from harness.api.protocol import Protocol
 from harness.api.trainer import train
 from harness.api.training import Recipe, TrainingImages, stream
 from harness.api.weights import ResolvedWeights, file_digest
-from harness.api.yamlsafe import load_yaml
 
-ROOT = Path(__file__).resolve().parents[3]
 TINY = EncoderConfig.tiny()
 COARSE = {"tasks": ["face_coarse"], "work_size": 32}
 
@@ -238,13 +236,3 @@ def test_settings_that_cannot_be_meant_are_named(settings: dict[str, Any], messa
 def test_training_without_photographs_is_refused() -> None:
     with pytest.raises(DataError, match="photographs in `train`"):
         step(train_count=0, generated=8)
-
-
-def test_demo_recipe_is_a_recipe_whose_options_and_settings_exist() -> None:
-    from detectors.blades.one_class import BladesOC
-
-    loaded = Recipe(**load_yaml(ROOT / "suites" / "recipes" / "demo_blades.yaml"))
-    assert loaded.recipe == "demo_blades"
-    assert BladesOC.Options(**loaded.options).encoder == "demo"
-    assert JointSettings.of(loaded.settings).tasks == ("face_coarse",)
-    assert Protocol.named(str(loaded.protocol)).resample_photographic

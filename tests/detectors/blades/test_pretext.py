@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ def answers(knows: bool, seed: int = 0) -> Answers:
         regions=np.where(regions, 1, -1).astype(np.float32)
         if knows
         else rng.normal(size=(COUNT, 3)).astype(np.float32),
+        spared=np.full((COUNT, 3), -1, np.float32) if knows else rng.normal(size=(COUNT, 3)).astype(np.float32),
         true_regions=regions,
         tags={k: v.astype(float) for k, v in said.items()},
         labels=labels,
@@ -96,6 +98,14 @@ def test_the_share_of_one_class_has_no_chance_level() -> None:
     found = {m.metric: m.chance for m in task_metrics(answers(True), TABLE, 10) if m.task == "face_coarse"}
     kinds = ("photographic", "manipulated", "untouched", "resampled")
     assert found == {"accuracy": 0.5} | {f"accuracy_{kind}": None for kind in kinds}
+
+
+def test_regions_are_asked_of_photographs_too() -> None:
+    whole = replace(answers(True), true_regions=np.ones((COUNT, 3), bool), regions=np.ones((COUNT, 3), np.float32))
+    spared = {True: np.ones((COUNT, 3), np.float32), False: np.full((COUNT, 3), -1, np.float32)}
+    for everything, wanted in ((True, 0.5), (False, 1.0)):
+        found = [m for m in task_metrics(replace(whole, spared=spared[everything]), TABLE, 10) if m.task == "face_fine"]
+        assert [(m.value, m.chance) for m in found] == [(wanted, 0.5)]
 
 
 def test_intervals_repeat_themselves() -> None:
