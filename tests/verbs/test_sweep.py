@@ -173,7 +173,7 @@ def trained_keys(store: Path) -> dict[str, int]:
 
 
 def family(pid: int) -> dict[int, str]:
-    """Processes below a process, with their commands."""
+    """Processes below a process, with their commands; without Ray's own agents, which notice an end after minutes."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -186,7 +186,7 @@ def family(pid: int) -> dict[int, str]:
             todo.append(child)
             with contextlib.suppress(OSError):
                 found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return found
+    return {pid: command for pid, command in found.items() if "agent" not in command.lower()}
 
 
 def alive(pids: Iterable[int]) -> list[int]:
