@@ -15,33 +15,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from cluster_support import RAY, Base, command, descendants, pixels_digest, wait_until, workers
-from plugin_support import Cli, Done, make_data, scores_file, segments, stop_when, write_package, write_suite
+from cluster_support import RAY, Base, born, command, descendants, features_stored, pixels_digest, wait_until, workers
+from plugin_support import Cli, Done, make_data, scores_file, stop_when, write_package, write_suite
 
 pytestmark = pytest.mark.slow
 
+ONE = (*RAY, "--set", "execution.max_actors=1")
+"""One worker: faster to start."""
 SLOW = ("--detectors", "slow-native")
 PERILOUS = ("--detectors", "perilous")
 
 
-def start(cli: Cli, base: Base, data: Path, *words: object) -> subprocess.Popen[str]:
+def start(cli: Cli, base: Base, data: Path, *words: object, engine: tuple[str, ...] = ONE) -> subprocess.Popen[str]:
     """A run that is not waited for."""
     fixed = ("--data-root", data, "--device", "cpu", "--tracking-uri", "off", "--json")
-    return cli.start("run", base.suite, *fixed, *RAY, *words)
+    return cli.start("run", base.suite, *fixed, *engine, *words)
 
 
 def ended(process: subprocess.Popen[str]) -> Done:
     """How it ended."""
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     return Done(process.returncode, out, err)
 
 
 def working(process: subprocess.Popen[str], cli: Cli) -> list[int]:
-    """Its workers, once something is stored."""
+    """Its workers, once some features are stored."""
 
     def found() -> list[int]:
         assert process.poll() is None, "".join(process.communicate())
-        stored = any(segments(cli.folder / ".blades-store"))
+        stored = features_stored(cli.folder / ".blades-store")
         return [pid for pid in workers(process.pid) if "extract" in command(pid)] if stored else []
 
     return wait_until(found)
@@ -51,7 +53,7 @@ def working(process: subprocess.Popen[str], cli: Cli) -> list[int]:
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(base: Base, data: Path, cli: Cli) -> None:
-    process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.3"), base, data, *SLOW)
+    process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.3"), base, data, *SLOW, engine=RAY)
     os.kill(working(process, cli)[0], signal.SIGKILL)
     done = ended(process)
     assert "a worker was lost" in done.err
@@ -73,19 +75,24 @@ def test_a_worker_that_hangs_is_replaced_after_the_timeout(base: Base, data: Pat
 # the driver ----------------------------------------------------------------------------------------------------------
 
 
-def none_left(processes: list[int]) -> None:
+def none_left(processes: dict[int, str]) -> None:
     """Processes of a Ray of our own end with the one that started it."""
-    wait_until(lambda: not [pid for pid in processes if "ray" in command(pid)], 60)
+    wait_until(lambda: not any(born(pid) == began for pid, began in processes.items()))
+
+
+def below(process: subprocess.Popen[str]) -> dict[int, str]:
+    """All processes below one, and when they began."""
+    return {pid: born(pid) for pid in descendants(process.pid)}
 
 
 def test_a_driver_killed_while_it_extracts(base: Base, data: Path, cli: Cli) -> None:
     process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.3"), base, data, *SLOW)
     working(process, cli)
-    below = descendants(process.pid)
+    family = below(process)
     process.kill()
     assert ended(process).code == -signal.SIGKILL
-    none_left(below)
-    done = cli.run(base.suite, data, *RAY, *SLOW)
+    none_left(family)
+    done = cli.run(base.suite, data, *ONE, *SLOW)
     base.same(done, cli, "slow-native")
     (stage,) = done.document["plan"]
     assert stage["stored"] > 0
@@ -97,10 +104,10 @@ def test_a_driver_killed_while_it_fits_or_scores(base: Base, data: Path, cli: Cl
     process = start(cli.with_(BENCH_PLUGINS_DAWDLE=f"{place}:{tmp_path}:60"), base, data, *PERILOUS)
     wait_until(lambda: (tmp_path / place).exists() or process.poll() is not None)
     assert process.poll() is None, ended(process).text
-    below = descendants(process.pid)
+    family = below(process)
     process.kill()
     ended(process)
-    none_left(below)
+    none_left(family)
     heads = list((cli.folder / ".blades-store/heads").glob("[!.]*"))
     assert len(heads) == (1 if place == "score" else 0)
     done = cli.run(base.suite, data, *PERILOUS)
@@ -130,7 +137,7 @@ def tracked(cli: Cli) -> list[dict[str, Any]]:
 
 def test_a_driver_killed_while_it_logs(base: Base, data: Path, cli: Cli) -> None:
     words = ("run", base.suite, "--data-root", data, "--device", "cpu", "--detectors", "calibrated")
-    process = cli.start(*words, *RAY)
+    process = cli.start(*words, *ONE)
     stop_when(process, lambda: (cli.folder / "mlflow.db").exists(), signal.SIGKILL)
     done = cli(*words, "--json")
     assert done.code == 0, done.text
@@ -144,13 +151,13 @@ def test_a_driver_killed_while_it_logs(base: Base, data: Path, cli: Cli) -> None
 def test_an_interrupt_ends_the_workers_and_exits_130(base: Base, data: Path, cli: Cli) -> None:
     process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.3"), base, data, *SLOW)
     working(process, cli)
-    below = descendants(process.pid)
+    family = below(process)
     process.send_signal(signal.SIGINT)
     done = ended(process)
     assert done.code == 130, done.text
     assert "the same command goes on from there" in done.err
     assert "Traceback" not in done.text
-    none_left(below)
+    none_left(family)
     dry = cli.run(base.suite, data, "--dry-run", *SLOW)
     assert dry.document["plan"][0]["stored"] > 0
 
@@ -164,13 +171,12 @@ def test_a_node_that_goes_away_takes_no_result_with_it(
     monkeypatch.setenv("BENCH_PLUGINS_PAUSE", "0.5")
     cluster.add_node(num_cpus=1, include_dashboard=False)
     second = cluster.add_node(num_cpus=1)
-    below = descendants(os.getpid())
-    process = start(cli, base, data, *SLOW, "--ray-address", cluster.address)
+    process = start(cli, base, data, *SLOW, "--ray-address", cluster.address, engine=RAY)
 
     def both() -> bool:
         assert process.poll() is None, "".join(process.communicate())
         busy = [pid for pid in descendants(os.getpid()) if command(pid).startswith("ray::Worker.extract")]
-        return len(busy) == 2 and any(segments(cli.folder / ".blades-store"))
+        return len(busy) == 2 and features_stored(cli.folder / ".blades-store")
 
     wait_until(both)
     cluster.remove_node(second, allow_graceful=False)
@@ -179,7 +185,6 @@ def test_a_node_that_goes_away_takes_no_result_with_it(
     assert "a worker was lost" in done.err
     base.same(done, cli, "slow-native")
     assert done.document["set_aside"] == []
-    assert below
 
 
 FILL = """
@@ -235,7 +240,7 @@ def test_a_detector_that_raises_fails_alone(base: Base, data: Path, cli: Cli, tm
     package = write_package(tmp_path / "raises", "raises", {"raises": "d_raises:Raises"}, {"d_raises": RAISES})
     suite = write_suite(tmp_path, ("raises", "calibrated", "native-size"))
     both = cli.with_(packages=(*cli.packages, package))
-    done = both.run(suite, data, *RAY)
+    done = both.run(suite, data, *ONE)
     assert done.code == 3, done.text
     assert list(done.document["failed"]) == ["raises"]
     assert "RuntimeError: this detector has a fault" in done.document["failed"]["raises"]
@@ -288,7 +293,7 @@ def test_an_image_that_hangs_its_worker_is_set_aside_too(small: Path, cli: Cli, 
     suite = write_suite(tmp_path, ("perilous",))
     peril = cli.with_(BENCH_PLUGINS_PERIL=f"hang:{pixels_digest(small / 'ddim/0000.png')}")
     words = ("--set", "execution.timeout_seconds=5", "--set", "execution.retries=0")
-    done = peril.run(suite, small, *RAY, *words)
+    done = peril.run(suite, small, *ONE, *words)
     assert done.code == 3, done.text
     assert only(done)["path"] == "ddim/0000.png"
     assert "it hung for 5 s" in only(done)["why"]
@@ -298,7 +303,7 @@ def test_a_bad_image_of_the_fit_set_fails_the_row_and_says_what_to_do(small: Pat
     suite = write_suite(tmp_path, ("perilous", "native-size"))
     image = small / "celeba-face" / (small / "celeba-face/train.txt").read_text().splitlines()[0]
     peril = cli.with_(BENCH_PLUGINS_PERIL=f"exit:{pixels_digest(image)}")
-    done = peril.run(suite, small, *RAY, "--set", "execution.retries=0")
+    done = peril.run(suite, small, *ONE, "--set", "execution.retries=0")
     assert done.code == 3, done.text
     assert list(done.document["failed"]) == ["perilous"]
     message = done.document["failed"]["perilous"]
@@ -313,7 +318,7 @@ def test_images_that_change_under_the_run_stop_it_as_inline_does(cli: Cli, tmp_p
     root = make_data(tmp_path / "changing")
     suite = write_suite(tmp_path, ("slow-native",))
     process = cli.with_(BENCH_PLUGINS_PAUSE="0.3").start(
-        "run", suite, "--data-root", root, "--device", "cpu", "--tracking-uri", "off", "--json", *RAY
+        "run", suite, "--data-root", root, "--device", "cpu", "--tracking-uri", "off", "--json", *ONE
     )
     working(process, cli)
     for path in root.rglob("*.??g"):
@@ -329,7 +334,7 @@ def test_images_that_change_under_the_run_stop_it_as_inline_does(cli: Cli, tmp_p
 
 def test_four_runs_at_once_on_one_store_and_one_mlflow_store(base: Base, data: Path, cli: Cli) -> None:
     words = ("run", base.suite, "--data-root", data, "--device", "cpu", "--json", "--detectors", "calibrated,grad-map")
-    processes = [cli.start(*words, *engine) for engine in (RAY, (), RAY, ())]
+    processes = [cli.start(*words, *engine) for engine in (ONE, (), ONE, ())]
     for process in processes:
         base.same(ended(process), cli, "calibrated", "grad-map")
     assert cli("store", "verify").out.strip() == "sound"
@@ -343,7 +348,7 @@ def test_four_runs_at_once_on_one_store_and_one_mlflow_store(base: Base, data: P
 def test_a_tracking_server_that_is_down_costs_nothing_but_the_log(base: Base, data: Path, cli: Cli) -> None:
     began = time.monotonic()
     words = ("run", base.suite, "--data-root", data, "--device", "cpu", "--json", "--detectors", "calibrated")
-    done = cli(*words, *RAY, "--tracking-uri", "http://127.0.0.1:9")
+    done = cli(*words, *ONE, "--tracking-uri", "http://127.0.0.1:9")
     assert time.monotonic() - began < 200
     base.same(done, cli, "calibrated")
     assert "not logged to MLflow" in done.err

@@ -76,13 +76,28 @@ def command(pid: int) -> str:
         return ""
 
 
+def born(pid: int) -> str:
+    """When a process began, which tells it from a later one of the same number; "" once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def features_stored(store: Path) -> bool:
+    """Whether some features are stored (facts of images are stored before)."""
+    described = (path for path in store.glob("items/*/key.json") if '"kind": "features"' in path.read_text())
+    return any(True for path in described for _ in path.parent.glob("*.index"))
+
+
 def workers(pid: int) -> list[int]:
     """Our worker processes below a process, those that work first."""
     found = [p for p in descendants(pid) if command(p).startswith("ray::Worker")]
     return sorted(found, key=lambda p: "extract" not in command(p))
 
 
-def wait_until(seen: Callable[[], Any], seconds: float = 120.0) -> Any:
+def wait_until(seen: Callable[[], Any], seconds: float = 400.0) -> Any:
     """What ``seen()`` gives once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

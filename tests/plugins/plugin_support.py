@@ -163,7 +163,7 @@ class Cli:
     def __call__(self, *words: object, limits: Callable[[], None] | None = None) -> Done:
         """Run to the end."""
         process = self.start(*words, limits=limits)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return Done(process.returncode, out, err)
 
     def run(self, suite: Path, data: Path, *words: object, limits: Callable[[], None] | None = None) -> Done:
@@ -184,13 +184,13 @@ def scores_file(done: Done, cli: Cli) -> Path:
 
 def stop_when(process: subprocess.Popen[str], seen: Callable[[], bool], how: signal.Signals) -> Done:
     """Send a signal as soon as ``seen()`` holds; how the process ended."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not seen():
         assert process.poll() is None, "".join(process.communicate())
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(how)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     return Done(process.returncode, out, err)
 
 

@@ -26,7 +26,7 @@ COUNT_SECONDS = 5.0
 LOST_IN_A_ROW = 3
 """Workers that may be lost one after another while they start, or while they load a stage, before that is an error."""
 START_SECONDS = 300.0
-"""How long to wait for a first worker: the cluster may be busy."""
+"""How long to wait for a first worker (the cluster may be busy), and for a stage's weights at least."""
 NODE_GONE = "its node has died"
 """What Ray says of an actor whose node went away: that is no fault of what it did."""
 
@@ -171,6 +171,10 @@ class Pool:
                     self._feed(member, work, now)
                 self._listen(work)
                 self._end_hanging(work, began)
+        except self.ray.exceptions.RayError as error:
+            self.close()
+            what = f"Ray failed: {_last_line(error)}"
+            raise ClusterError(what, where=work.name, fix="run again; what was computed is stored") from error
         except BaseException:
             self.close()  # pieces of this work are still under way
             raise
@@ -225,7 +229,7 @@ class Pool:
         overdue = set(work.queue.overdue(now))
         for member in list(self.members.values()):
             loads = member.up and member.calls and not member.calls[0].piece
-            if member.number in overdue or (loads and now - member.since > limit):
+            if member.number in overdue or (loads and now - member.since > max(limit, START_SECONDS)):
                 self._kill(member)
                 self._lose(member, work, f"it hung for {limit:g} s", blame=True)
         waiting = [m for m in self.members.values() if not m.up]
