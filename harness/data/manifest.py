@@ -19,7 +19,7 @@ from harness.data.layouts import DataSpec, FoundSet, Layout, canonical_name, fin
 from harness.data.lists import ListResolver, read_list
 from harness.data.problems import Problem, about, require
 from harness.data.splits import split_seen_generator, split_train_list, split_without_lists
-from harness.data.tables import MOST_ROWS, PART_ROWS, read_table, table_parts, write_table
+from harness.data.tables import MOST_ROWS, PART_ROWS, read_table, table_parts, table_rows, write_table
 
 COLUMNS: dict[str, str] = {
     "sha256": "str",
@@ -331,8 +331,14 @@ def read_manifest(path: str | os.PathLike[str], columns: Sequence[str] | None = 
         return read_table(Path(path), columns).astype({name: COLUMNS[name] for name in columns})
 
 
+def manifest_rows(path: str | os.PathLike[str]) -> int:
+    """Number of images of a manifest; errors as of `read_manifest`."""
+    with _readable(path):
+        return table_rows(Path(path))
+
+
 def manifest_parts(path: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """Some columns of a manifest, a million rows at a time; errors as of `read_manifest`."""
+    """Some columns of a manifest, piece by piece; errors as of `read_manifest`."""
     with _readable(path):
         for part in table_parts(Path(path), columns):
             yield part.astype({name: COLUMNS[name] for name in columns})

@@ -127,27 +127,36 @@ def read_roster(path: Path) -> Roster:
         DataError: it is missing, damaged or lacks columns.
     """
     import pandas as pd
+    import pyarrow as pa
 
-    from harness.data.manifest import manifest_parts
+    from harness.data.manifest import COLUMNS, manifest_parts, manifest_rows
     from harness.engine.plan import PLANNED
 
-    images: list[np.ndarray] = []
+    # each array is made once, in its size: parts to be joined would be held twice, and would leave holes behind
+    count = manifest_rows(path)
+    images, paths = np.empty(count, "S32"), []
     words: dict[str, list[str]] = {"generator": [], "dataset": [], "split": []}
-    columns: dict[str, list[Any]] = {name: [] for name in PLANNED}
+    arrays = {name: np.empty(count, np.int16 if name in words else COLUMNS[name]) for name in PLANNED if name != "path"}
+    start = 0
     for part in manifest_parts(path, ["sha256", *PLANNED]):
-        images.append(digests_array(part["sha256"]))
-        for name, column in columns.items():
-            if name in words:
-                codes, new = pd.factorize(part[name])
-                words[name] += [word for word in new if word not in words[name]]
-                column.append(np.array([words[name].index(word) for word in new], np.int16)[codes])
-            else:
-                column.append(part[name])
+        stop = start + len(part)
+        images[start:stop] = digests_array(part["sha256"])
+        paths.append(part["path"])
+        for name, array in arrays.items():
+            array[start:stop] = _codes(part[name], words[name]) if name in words else part[name].to_numpy()
+        start = stop
+    columns: dict[str, Any] = {"path": pd.concat(paths, ignore_index=True)}
+    for name, array in arrays.items():
+        columns[name] = pd.Categorical.from_codes(array, pd.Index(words[name])) if name in words else array
+    roster = Roster(pd.DataFrame({name: columns[name] for name in PLANNED}), images)
+    pa.default_memory_pool().release_unused()
+    return roster
 
-    def joined(name: str) -> Any:
-        parts = columns.pop(name)
-        if name in words:
-            return pd.Categorical.from_codes(np.concatenate(parts), pd.Index(words[name]))
-        return pd.concat(parts, ignore_index=True)
 
-    return Roster(pd.DataFrame({name: joined(name) for name in PLANNED}), np.concatenate(images))
+def _codes(column: pd.Series, known: list[str]) -> np.ndarray:
+    """Places ``[N] int16`` of the words of a column in a list, to which new ones are added."""
+    import pandas as pd
+
+    codes, new = pd.factorize(column)
+    known += [word for word in new if word not in known]
+    return np.array([known.index(word) for word in new], np.int16)[codes]
