@@ -65,7 +65,7 @@ def sqlite_path(tracking_uri: str) -> Path | None:
 @contextmanager
 def store_lock(tracking_uri: str) -> Iterator[None]:
     """Held while a local store is created and the run found in it: several processes that create one sqlite store
-    at once break it. A server keeps its own order."""
+    at once break it. Inside, a local store is there. A server keeps its own order."""
     database = sqlite_path(tracking_uri)
     if database is None:
         yield
@@ -84,7 +84,20 @@ def store_lock(tracking_uri: str) -> Iterator[None]:
                         fix="wait for it, or log later with `harness report --log`",
                     ) from None  # fmt: skip
                 time.sleep(0.1)
+        if not database.exists():
+            _create(database)
         yield
+
+
+def _create(database: Path) -> None:
+    """Make a store that is there whole or not at all: MLflow migrates a new one in steps, and one whose process was
+    killed between two of them is refused ever after."""
+    from mlflow import MlflowClient
+
+    fresh = database.with_name(f"{database.name}.new")
+    fresh.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
+    fresh.replace(database)
 
 
 @contextmanager
