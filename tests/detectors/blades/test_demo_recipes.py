@@ -25,7 +25,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "demo_outer_train": {"protocol.outer_batch": "train"},
     "demo_unresampled": {"protocol.resample_photographic": False},
 }
-"""What each ablation changes of demo_blades."""
+"""What each ablation changes of demo_short."""
 
 
 def flat(name: str) -> dict[str, Any]:
@@ -46,9 +46,15 @@ def test_the_demo_is_trained_bi_level_on_all_tasks_and_resamples_photographs() -
     assert protocol.outer_batch == "heldout"
 
 
+def test_the_ablations_base_is_a_shorter_demo_and_nothing_else() -> None:
+    demo, short = flat("demo_blades"), flat("demo_short")
+    assert short == demo | {"epochs": short["epochs"]}
+    assert short["epochs"] < demo["epochs"]
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_ablation_changes_what_it_says_and_nothing_else(name: str) -> None:
-    recipe, demo, mine = load_recipe(name), flat("demo_blades"), flat(name)
+    recipe, demo, mine = load_recipe(name), flat("demo_short"), flat(name)
     assert recipe.recipe == name
     BilevelSettings.of(recipe.settings)
     recipe_protocol(recipe)
@@ -60,7 +66,7 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(name: str) -> None:
 def test_the_ablation_suites_demo_trains_each_of_them() -> None:
     suite = load_suite("ablation", profile="demo")
     named = {str(row.weights).removeprefix("recipe:") for row in suite.detectors.values()}
-    assert named == {"demo_blades", *CHANGES}
+    assert named == {"demo_short", *CHANGES}
     for row in suite.detectors.values():
         recipe = load_recipe(str(row.weights).removeprefix("recipe:"))
         assert recipe.options == {key: row.options[key] for key in recipe.options}
