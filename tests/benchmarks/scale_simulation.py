@@ -21,26 +21,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scale_detector import DIM, Made, Options
 
-from harness.api.contract import (
-    Detector,
-    DetectorOptions,
-    Extractor,
-    Facts,
-    FixedThreshold,
-    Head,
-    Preprocess,
-    QuantileThreshold,
-    Weights,
-)  # fmt: skip
+from harness.api.contract import Chain, Preprocess
 from harness.api.events import silent
-from harness.api.heads import IdentityHead, MixtureHead
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,64 +39,10 @@ if TYPE_CHECKING:
     from harness.engine.plan import ItemStage, Plan, RowPlan
     from harness.results.store import Store
 
-DIM = 16
 GENERATORS = 9
 FIT = 25_000
 WORKERS = 2
 KILLED_AT = 0.9
-
-
-@dataclass(frozen=True)
-class Digest(Preprocess):
-    """Stands for decoding: never called, for :class:`MadeReader` gives the tensor."""
-
-    def __call__(self, pixels: np.ndarray, sidecar: Path | None = None) -> Tensor:
-        """Nothing to preprocess."""
-        raise NotImplementedError("there are no pixels")
-
-
-@dataclass(frozen=True)
-class Flat(Extractor):
-    """The 16 numbers of the tensor as features."""
-
-    @property
-    def dim(self) -> int:
-        """16."""
-        return DIM
-
-    def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
-        """``[B, 1, 1, 16]`` to ``[B, 16]``."""
-        return lambda images: images.reshape(len(images), DIM)
-
-
-class Options(DetectorOptions):
-    """Which head."""
-
-    mixture: bool = True
-
-
-class Made(Detector):
-    """Features that follow from the digest; a mixture with a quantile, or one feature as it is."""
-
-    name = "made"
-    facts = Facts("made", "nobody", "this file", "Apache-2.0")
-    Options = Options
-
-    def preprocess(self) -> Preprocess:
-        """None to speak of."""
-        return Digest()
-
-    def extractor(self) -> Extractor:
-        """Shared by both rows."""
-        return Flat()
-
-    def head(self) -> Head:
-        """Fitted on photographs, or nothing."""
-        return MixtureHead(components=2) if self.options.mixture else IdentityHead()  # type: ignore[attr-defined]
-
-    def threshold(self) -> QuantileThreshold | FixedThreshold:
-        """5 % of the fit set, or one half."""
-        return QuantileThreshold(0.05) if self.options.mixture else FixedThreshold(0.5)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -248,7 +184,6 @@ def run(folder: Path, most_rows: int, killed_at: float | None) -> None:
     """One run on the folder's store, to its tables or to where it is killed."""
     import torch
 
-    from harness.api.contract import Chain
     from harness.data.splits import draw
     from harness.engine.data import rows_of_draws
     from harness.engine.execute import Executor
