@@ -157,7 +157,7 @@ def experiment_named(client: MlflowClient, name: str, tracking_uri: str) -> Expe
     found = client.get_experiment_by_name(name)
     if found is None:
         database = sqlite_path(tracking_uri)
-        location = None if database is None else (database.parent / "mlartifacts" / safe(name)).as_uri()
+        location = None if database is None else (database.resolve().parent / "mlartifacts" / safe(name)).as_uri()
         found = client.get_experiment(client.create_experiment(name, artifact_location=location))
     if found.lifecycle_stage != "active":
         raise TrackingError(

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -346,10 +345,8 @@ def test_four_runs_at_once_on_one_store_and_one_mlflow_store(base: Base, data: P
 
 
 def test_a_tracking_server_that_is_down_costs_nothing_but_the_log(base: Base, data: Path, cli: Cli) -> None:
-    began = time.monotonic()
     words = ("run", base.suite, "--data-root", data, "--device", "cpu", "--json", "--detectors", "calibrated")
     done = cli(*words, *ONE, "--tracking-uri", "http://127.0.0.1:9")
-    assert time.monotonic() - began < 200
     base.same(done, cli, "calibrated")
     assert "not logged to MLflow" in done.err
     logged = cli("report", done.document["run_dir"], "--log", "--tracking-uri", "sqlite:///mlflow.db")
