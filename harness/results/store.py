@@ -92,6 +92,13 @@ class Items:
             raise ValueError("index damaged")
         return raw[32:64].hex(), np.frombuffer(raw[64:], dtype=np.uint8).reshape(-1, 32)
 
+    def _stated_rows(self, name: str) -> int:
+        """Images of a segment by the length of its index; 0 where another process has just set it aside."""
+        try:
+            return max((self.folder / name).stat().st_size - 64, 0) // 32
+        except FileNotFoundError:
+            return 0
+
     def _index(self) -> _Index:
         """The index of the segments that are there now; only what is new is read."""
         names, old = self._index_names(), self._cached
@@ -99,22 +106,23 @@ class Items:
             return old
         if names[: len(old.names)] != old.names:
             old = _EMPTY
-        kept, counts, parts = list(old.names), [], [old.lookup.columns()]
+        kept, starts = list(old.names), old.starts.tolist()
+        most = starts[-1] + sum(self._stated_rows(name) for name in names[len(kept) :])
+        first, rest = np.empty(most, np.uint64), np.empty(most, np.uint64)
+        first[: starts[-1]], rest[: starts[-1]] = old.lookup.columns()
+        del old
+        self._cached = _EMPTY  # never two whole indexes
         for name in names[len(kept) :]:
             try:
                 _, rows = self._read_index(name)
             except (ValueError, OSError):
                 self._set_aside(name, "its index is damaged")
                 continue
-            parts.append(Lookup.split(from_rows(rows)))
+            stop = starts[-1] + len(rows)
+            first[starts[-1] : stop], rest[starts[-1] : stop] = Lookup.split(from_rows(rows))
             kept.append(name)
-            counts.append(len(rows))
-        starts = np.append(old.starts, old.starts[-1] + np.cumsum(counts, dtype=np.int64))
-        del old
-        self._cached = _EMPTY  # the parts, then the joined columns, then what sorts them: never two whole indexes
-        first, rest = (np.concatenate(column) for column in zip(*parts, strict=True))
-        parts.clear()
-        self._cached = _Index(tuple(kept), starts, Lookup(first, rest))
+            starts.append(stop)
+        self._cached = _Index(tuple(kept), np.array(starts), Lookup(first[: starts[-1]], rest[: starts[-1]]))
         return self._cached
 
     def _set_aside(self, name: str, why: str) -> None:
