@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -140,7 +140,7 @@ class Draws:
     """
 
     names: tuple[str, ...]
-    rows: tuple[NDArray[np.intp], ...]
+    rows: tuple[NDArray[np.signedinteger[Any]], ...]
 
     def __len__(self) -> int:
         """Rows of all test sets."""
@@ -154,7 +154,7 @@ class Draws:
         """As `draw_cells`, of the manifest that was drawn from."""
         import pandas as pd
 
-        cells = table[["sha256", "label", "generator"]].iloc[np.concatenate([np.empty(0, np.intp), *self.rows])]
+        cells = table[["sha256", "label", "generator"]].iloc[np.concatenate([np.empty(0, np.int32), *self.rows])]
         names = np.repeat(np.array(self.names, dtype=object), [len(rows) for rows in self.rows])
         cells = cells.reset_index(drop=True)
         cells.insert(0, "test_set", pd.Series(names, dtype="str"))
@@ -191,7 +191,8 @@ def draw(
     photographs = _places(table["dataset"], here & ~made)
     generated = _places(table["generator"], here & made)
     ordered: dict[str, NDArray[np.intp]] = {}
-    draws = []
+    kind: type[np.signedinteger[Any]] = np.int32 if len(table) < 2**31 else np.int64  # half the memory
+    draws: list[NDArray[np.signedinteger[Any]]] = []
     for name in names:
         rows = generated.get(name)
         if rows is None:
@@ -205,7 +206,7 @@ def draw(
         if dataset not in ordered:
             ordered[dataset] = photographs[dataset][draw_order(key(photographs[dataset]), seed)]
         k = min(n, len(rows), len(ordered[dataset]))
-        draws.append(np.concatenate([rows[draw_order(key(rows), seed)][:k], ordered[dataset][:k]]))
+        draws.append(np.concatenate([rows[draw_order(key(rows), seed)][:k], ordered[dataset][:k]]).astype(kind))
     return Draws(tuple(names), tuple(draws))
 
 

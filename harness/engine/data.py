@@ -13,7 +13,7 @@ from harness.api.errors import ConfigError, DataError
 from harness.api.events import Event, Listener
 from harness.engine.keys import digest_of
 from harness.engine.source import source_digest
-from harness.results.digests import digests_array, order_of, words
+from harness.results.digests import digests_array, order_of, row_type, words
 from harness.results.store import Store
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def rows_of_draws(manifest: pd.DataFrame, images: np.ndarray, draws: Draws) -> n
     np.logical_or.at(wanted, same, drawn[several])
     drawn[several] = False
     drawn[several[first[wanted]]] = True
-    return np.flatnonzero(drawn)
+    return np.flatnonzero(drawn).astype(row_type(len(drawn)))
 
 
 def _repeated(values: np.ndarray) -> np.ndarray:

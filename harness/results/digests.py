@@ -16,6 +16,11 @@ CHUNK = 65_536
 """Rows that are turned into Python objects, or looked up, at a time: what bounds the memory of both."""
 
 
+def row_type(count: int) -> type[np.signedinteger[Any]]:
+    """The smallest type of integers that number so many rows."""
+    return np.int32 if count < 2**31 else np.int64
+
+
 def digests_array(hex_digests: Sequence[str] | np.ndarray | pd.Series) -> np.ndarray:
     """Hex digests -> array ``[N] S32`` of raw bytes, the form all store calls take."""
     out = np.empty(len(hex_digests), "S32")
@@ -92,15 +97,15 @@ def distinct_places(digests: np.ndarray, mask: NDArray[np.bool_] | None = None) 
 
 
 class Picked:
-    """Digests ``[M] S32`` of some rows of a table of digests, without a copy of them: 8 bytes each instead of 32.
+    """Digests ``[M] S32`` of some rows of a table of digests, without a copy of them: 4 bytes each instead of 32.
 
     Attributes:
         table: digests ``[N] S32``.
-        rows: places ``[M] int64`` in it.
+        rows: places ``[M]`` in it, of the type :func:`row_type`.
     """
 
     def __init__(self, table: np.ndarray, rows: np.ndarray) -> None:
-        self.table, self.rows = table, rows
+        self.table, self.rows = table, rows.astype(row_type(len(table)), copy=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,10 +136,9 @@ class Lookup:
 
     def __init__(self, first: NDArray[np.uint64], rest: NDArray[np.uint64]) -> None:
         """What :func:`split` gives of the list."""
-        kind = np.int32 if len(first) < 2**31 else np.int64
         order = np.argsort(first, kind="stable")
         self._ranked = first[order]
-        self._order = order.astype(kind)
+        self._order = order.astype(row_type(len(first)))
         self._rest = rest
 
     @staticmethod
@@ -154,9 +158,9 @@ class Lookup:
         first[self._order] = self._ranked
         return first, self._rest
 
-    def places(self, digests: Digests) -> NDArray[np.int64]:
+    def places(self, digests: Digests) -> NDArray[np.signedinteger[Any]]:
         """The lowest place ``[M]`` of each of ``[M] S32`` in the list; -1 where it is not."""
-        out = np.full(len(digests), -1, np.int64)
+        out = np.full(len(digests), -1, row_type(len(self)))
         for start in range(0, len(digests), CHUNK):
             part = digests[start : start + CHUNK]
             first, rest = self.split(part)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from harness.api.errors import StoreError
-from harness.results.digests import Digests, Lookup, as_rows, from_rows
+from harness.results.digests import Digests, Lookup, as_rows, from_rows, row_type
 from harness.results.files import locked, to_json, write_atomic, write_numbered, write_once
 
 FORMAT = 1
@@ -189,7 +189,7 @@ class Items:
         for _ in range(MOST_PASSES):
             index = self._index()
             place = index.lookup.places(digests if wanted is None else digests[wanted])
-            order = np.argsort(place, kind="stable")
+            order = np.argsort(place, kind="stable").astype(row_type(len(place)))
             place = place[order]
             bounds = np.searchsorted(place, index.starts)
             again = []
