@@ -152,8 +152,9 @@ def _replaced(base: dict[str, Any], merged: dict[str, Any]) -> dict[str, Any]:
     out = {}
     for key, space in merged.items():
         before = base.get(key)
-        both = isinstance(before, dict) and isinstance(space, dict) and len(before) == 1 and len(space) == 2
-        out[key] = {k: v for k, v in space.items() if k not in before} if both else space
+        if isinstance(before, dict) and isinstance(space, dict) and len(before) == 1 and len(space) == 2:
+            space = {k: v for k, v in space.items() if k not in before}
+        out[key] = space
     return {k: v for k, v in out.items() if v is not None}
 
 
