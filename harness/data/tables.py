@@ -65,7 +65,11 @@ def write_table(
             _write_file(_groups(frames, part_rows), temporary)
         _put(temporary, path)
     except OSError as error:
-        fix = "free some space" if error.errno in (28, 27, 122) else "check the folder's permissions"
+        fix = (
+            "free some space; what was computed before is kept"
+            if error.errno in (28, 27, 122)
+            else "check the folder's permissions"
+        )
         raise StoreError(f"cannot write {path.name}: {error.strerror or error}", where=path.parent, fix=fix) from error
     finally:
         _remove(temporary)

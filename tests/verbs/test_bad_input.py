@@ -45,7 +45,7 @@ def test_a_suite_that_cannot_be_meant(cli: Cli, data: Path, tmp_path: Path, refu
         (("--profile", "fll"), "did you mean 'full'"),
         (("--device", "cuda:99"), "--device cpu"),
         (("--batch-size", "0"), "at least 1"),
-        (("--engine", "ray"), "unknown engine"),
+        (("--engine", "spark"), "unknown engine"),
         (("--match-format", "large"), "SIZE:QUALITY"),
         (("--on-bad-image", "ignore"), "stop or skip"),
         (("--data-root", "/nowhere/at/all"), "data root is not there"),

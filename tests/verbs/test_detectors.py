@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from plugin_support import Cli, install, scores_file, write_package, write_suite
 
-PLUGINS = {"calibrated", "pseudo-head", "grad-map", "native-size", "slow-native", "abstainer", "trained-cnn"}
+PLUGINS = {
+    "calibrated", "pseudo-head", "grad-map", "native-size", "slow-native", "abstainer", "trained-cnn", "perilous",
+}  # fmt: skip
 
 
 def test_a_package_with_one_detector_is_built_installed_listed_checked_and_run(data: Path, tmp_path: Path) -> None:
