@@ -21,6 +21,7 @@ from harness.cli_options import (
     BatchSize,
     DetectorName,
     Device,
+    Every,
     Json,
     Options,
     Out,
@@ -82,6 +83,7 @@ def run(
     store: StoreOption = Path(".blades-store"),
     weights_root: WeightsRoot = Path("pretrained"),
     tracking_uri: Tracking = None,
+    every: Every = 500,
     as_json: Json = False,
 ) -> None:
     """Run a suite: score every image with every detector, then tables, figures and MLflow.
@@ -97,6 +99,7 @@ def run(
         match_format=match_format, rotate=rotate,
         on_bad_image=on_bad_image, workers=workers, threads=threads, allow_outside=allow_outside, device=device,
         batch_size=batch_size, store=store, weights_root=weights_root, tracking_uri=tracking_uri,
+        every=every,
     )  # fmt: skip
     result = run_suite(request, quiet=as_json)
     if as_json:

@@ -27,6 +27,9 @@ BadImage = Annotated[str, typer.Option("--on-bad-image", help="stop, or skip (li
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that read images.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one forward. [default: all cores]")]
 Pictures = Annotated[list[Path], typer.Argument(metavar="IMAGE|DIR...", help="Images, or folders of images.")]
+Every = Annotated[
+    int, typer.Option("--every", min=1, help="Steps of a training between two checkpoints, if they take no minute.")
+]
 AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Accept list lines that leave the data root.")]
 
 

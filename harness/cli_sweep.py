@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli_options import AllowOutside, Device, Json, StoreOption, Tracking, WeightsRoot, leave, say
+from harness.cli_options import AllowOutside, Device, Every, Json, StoreOption, Tracking, WeightsRoot, leave, say
 
 
 def sweep(
@@ -23,7 +23,7 @@ def sweep(
     concurrent: Annotated[
         int | None, typer.Option(min=1, help="Trials at once at most. [default: as there is room for]")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 100,
+    every: Every = 500,
     threads: Annotated[int, typer.Option(min=1, help="Threads (and CPUs) of one trial; part of its key.")] = 1,
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and stop.")] = False,

@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from torch import Tensor
 from harness.api.errors import StoreError
 
 FORMAT = 1
+UNFINISHED = ".tmp-"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,15 +44,40 @@ class Interrupted(KeyboardInterrupt):
 class Checkpoints:
     """Where checkpoints go and how often; nothing here changes a number.
 
+    One is written every so many optimiser steps, when so many seconds have passed since the last one, and when asked to
+    stop. After one that took long to write fifty times as long must pass instead.
+
     Attributes:
         folder: of one training; must belong to its recipe key alone.
-        every: optimiser steps between two checkpoints; one is also written when asked to stop.
+        every: a checkpoint after each step whose number is a multiple of it.
+        seconds: time after which the next step ends with a checkpoint, whatever its number.
         keep: how many of the last stay.
     """
 
     folder: Path
     every: int = 500
+    seconds: float = 60.0
     keep: int = 2
+
+
+class Due:
+    """Says whether the next checkpoint is due by time; of several processes the first one alone has a clock."""
+
+    SHARE = 50
+    """Writing takes at most one part in so many of the time, by this rule."""
+
+    def __init__(self, where: Checkpoints, *, clock: bool) -> None:
+        self.where, self.clock = where, clock
+        self.wait, self.last = where.seconds, time.monotonic()
+
+    def now(self) -> bool:
+        """Whether it is time."""
+        return self.clock and time.monotonic() - self.last >= self.wait
+
+    def written(self, began: float) -> None:
+        """A checkpoint is written that was begun at that moment of ``time.monotonic``."""
+        self.last = time.monotonic()
+        self.wait = max(self.where.seconds, self.SHARE * (self.last - began))
 
 
 @dataclass(frozen=True)
@@ -107,7 +134,7 @@ def write_checkpoint(
         StoreError: no room; older checkpoints are kept.
     """
     final = where.folder / f"step-{step:08d}"
-    building = where.folder / f".tmp-{uuid.uuid4().hex}"
+    building = where.folder / f"{UNFINISHED}{uuid.uuid4().hex}"
     try:
         building.mkdir(parents=True)
         size = history.flush()
@@ -139,6 +166,18 @@ def write_checkpoint(
 def _folders(folder: Path) -> list[Path]:
     """Checkpoints, the newest first."""
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a training that was killed while it wrote a checkpoint left half written (the size of a checkpoint).
+
+    The folder belongs to one training, and one process of it writes: whoever calls this is that one, and at its start.
+    """
+    for left in folder.glob(f"{UNFINISHED}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def read_checkpoint(where: Checkpoints, history: History) -> Saved | None:

@@ -23,12 +23,14 @@ from torch import Tensor
 
 from harness.api.checkpoint import (
     Checkpoints,
+    Due,
     History,
     Interrupted,
     generators_state,
     pack,
     pack_optimizer,
     read_checkpoint,
+    remove_unfinished,
     set_generators,
     stop_requests,
     unpack,
@@ -56,7 +58,7 @@ class TrainResult:
 
     ``tensors`` is the weights file (``step.export()``); ``history`` one dictionary an optimiser step (step, epoch,
     lr, loss, losses by task, and what the step adds), free of clock readings and so equal between equal trainings;
-    ``metrics`` the step's ``evaluate()`` after the last epoch.
+    ``metrics`` the step's ``evaluate()`` of these weights: after the last epoch, or with ``early_stop`` after the best.
     """
 
     tensors: dict[str, Tensor]
@@ -156,9 +158,9 @@ def train(
 
     The global random generators, thread count and kernel flags are as before when it returns or raises, and what
     was drawn before has no effect. Events: ``train_step`` (recipe, step, steps, epoch, epochs, lr, loss, losses, what
-    the step adds, images_per_second, peak memory in MiB) and ``progress`` (stage ``train``, unit ``steps``) after each
-    step, ``train_eval`` (recipe, step, epoch, metrics) after an evaluation, ``checkpoint`` (recipe, step, path), and
-    ``train_end`` (recipe, steps, images, seconds, metrics) at the end.
+    the step adds, images_per_second, memory_mib as ``_peak_memory`` says) and ``progress`` (stage ``train``, unit
+    ``steps``) after each step, ``train_eval`` (recipe, step, epoch, metrics) after an evaluation, ``checkpoint``
+    (recipe, step, path), and ``train_end`` (recipe, steps, images, seconds, metrics) at the end.
 
     The next batch is made in a second thread meanwhile; batches are functions of their place, so this moves nothing.
 
@@ -205,11 +207,14 @@ class _Training:
         asked: Asked,
     ) -> None:
         self.step, self.recipe, self.emit, self.where, self.asked = step, recipe, emit, checkpoints, asked
-        self.cuda = torch.device(device).type == "cuda"
+        self.device = torch.device(device)
+        self.cuda = self.device.type == "cuda"
         self.world = World.here()
         self.world.part(recipe.batch_size)  # refuses a batch that cannot be shared
         step.world = self.world if self.world.size > 1 else None
         step.start(recipe.seed, device)
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)  # what was trained before in this process does not count
         self._check_shared()
         parameters = [p for p in step.parameters() if p.requires_grad]
         self.per_epoch = step.num_batches(recipe.batch_size)
@@ -226,6 +231,7 @@ class _Training:
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Tensor] | None = None
         self.log = History(checkpoints.folder) if checkpoints else None
+        self.due = Due(checkpoints, clock=self.world.rank == 0) if checkpoints else None
 
     def _check_shared(self) -> None:
         reason = self.step.needs_whole_batch() if self.world.size > 1 else None
@@ -273,8 +279,9 @@ class _Training:
             if place == 0 and self.schedule.evaluates(epoch - 1):
                 self._evaluate(epoch)
             signal = asked()
-            stopping = self.world.any(signal is not None, str(self.step.parameters()[0].device))
-            if self.where is not None and (stopping or self.number % self.where.every == 0):
+            asks = (signal is not None, self.due is not None and self.due.now())
+            stopping, due = self.world.any(asks, str(self.step.parameters()[0].device))
+            if self.where is not None and (stopping or due or self.number % self.where.every == 0):
                 self._save()
             if stopping:
                 raise Interrupted(
@@ -305,7 +312,7 @@ class _Training:
         if self.world.rank:
             return
         of = {"recipe": self.recipe.recipe, "steps": self.steps, "epochs": self.recipe.epochs}
-        more = {"images_per_second": speed, "memory_mib": _peak_memory()}
+        more = {"images_per_second": speed, "memory_mib": _peak_memory(self.device)}
         self.emit(Event("train_step", {**self.history[-1], **of, **more}))
         self.emit(Event("progress", {"stage": "train", "done": self.number, "total": self.steps, "unit": "steps"}))
 
@@ -331,6 +338,8 @@ class _Training:
     def _save(self) -> None:
         assert self.where is not None
         assert self.log is not None
+        assert self.due is not None
+        began = time.monotonic()
         self._require_alike()
         tensors = (
             pack("model", self.step.state()) | pack("step", self.step.training_state())
@@ -345,12 +354,15 @@ class _Training:
             path = write_checkpoint(self.where, self.number, tensors, state, self.log)
             self.emit(Event("checkpoint", {"recipe": self.recipe.recipe, "step": self.number, "path": str(path)}))
         self.world.wait()
+        self.due.written(began)
 
     def _resume(self) -> None:
         assert self.where is not None
         assert self.log is not None
         if self.world.rank:
             self.world.wait()  # the first one cuts the history back to the checkpoint
+        else:
+            remove_unfinished(self.where.folder)
         saved = read_checkpoint(self.where, self.log)
         if saved is None and self.world.rank == 0:
             self.log.read(0)
@@ -372,6 +384,9 @@ class _Training:
         self.emit(Event("note", {"text": text}))
 
 
-def _peak_memory() -> int:
-    """Peak resident memory of the process so far, in MiB."""
+def _peak_memory(device: torch.device) -> int:
+    """The most memory so far, in MiB: on CUDA what tensors took of the device in this training, as torch counts it;
+    else what was resident of the process, whatever it did before."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -9,7 +9,7 @@ what they share.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +72,13 @@ class World:
             for t, summed in zip(parts, flat.split([t.numel() for t in parts]), strict=True):
                 t.copy_(summed.view(t.shape))
 
-    def any(self, said: bool, device: str = "cpu") -> bool:
-        """Whether any process says so."""
+    def any(self, said: Sequence[bool], device: str = "cpu") -> list[bool]:
+        """Of each thing whether any process says so; one message."""
         if self.size == 1:
-            return said
-        votes = torch.tensor([float(said)], device=device)
+            return list(said)
+        votes = torch.tensor([float(one) for one in said], device=device)
         distributed.all_reduce(votes)
-        return bool(votes.item() > 0)
+        return [vote > 0 for vote in votes.tolist()]
 
     def first(self, value: Any) -> Any:
         """What rank 0 has, on every process (JSON-like values)."""

@@ -85,9 +85,10 @@ class Executor:
     """Runs a plan by an engine (which is entered by the caller; None: inline), telling ``emit`` what happens."""
 
     def __init__(
-        self, plan: Plan, store: Store, reader: Reader, emit: Listener, workers: int, engine: Engine | None = None
+        self, plan: Plan, store: Store, reader: Reader, emit: Listener, workers: int, engine: Engine | None = None,
+        every: int = 500,
     ) -> None:  # fmt: skip
-        self.plan, self.store, self.reader, self.emit = plan, store, reader, emit
+        self.plan, self.store, self.reader, self.emit, self.every = plan, store, reader, emit, every
         self.engine: Engine = engine or Inline(plan, store, reader, emit, workers)
         self.out = Outcome()
         self.aside: dict[str, dict[bytes, str]] = {}
@@ -109,7 +110,7 @@ class Executor:
                 threads = self.plan.settings.threads
                 pin_numerics(threads)
                 launcher = None if trained_weights(work, self.store) is not None else self.engine.launcher()
-                made = train_recipe(work, self.store, self.reader.pixels, self.emit, threads, launcher=launcher)
+                made = train_recipe(work, self.store, self.reader.pixels, self.emit, threads, self.every, launcher)
             except STOPS:
                 raise
             except Exception as error:

@@ -105,7 +105,7 @@ def train_recipe(
 ) -> ResolvedWeights:
     """Train a recipe unless the store has it; a lock keeps two runs from training one recipe twice.
 
-    A training that was killed goes on from its last checkpoint (``every`` so many steps), which lies in the store
+    A training that was killed goes on from its last checkpoint (``every``: steps; or a minute), which lies in the store
     until the result does. The stored entry has history and metrics, and when and how it ran (``training_log``; what
     a training folder is made of). ``read(row)`` gives the uint8 pixels of a manifest row, with the run's edits applied.
     ``launcher`` says who starts the recipe's processes (``harness.engine.processes``), by default this one; they share
@@ -141,9 +141,9 @@ def _trained(job: Job, store: Store, emit: Listener, start: Launcher) -> None:
     work, name = job.work, job.work.recipe.recipe
     for note in work.source.notes:
         emit(Event("note", {"text": f"recipe {name}: {note}"}))
-    if work.recipe.processes > 1:
-        job.images()  # decoded here once, for all processes
     emit(Event("stage_start", {"stage": f"train {name}", "total": work.recipe.epochs}))
+    if work.recipe.processes > 1:
+        job.images(emit)  # decoded here once, for all processes
     log = TrainingLog(job.checkpoints, emit)
     result = start(job, log)
     sha = store.put_blob(save({k: v.contiguous() for k, v in result.tensors.items()}))

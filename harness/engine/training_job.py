@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.api.contract import Transform, Weights
 from harness.api.errors import ConfigError, WeightsError
-from harness.api.events import Listener
+from harness.api.events import Event, Listener, silent
 from harness.api.training import Recipe, TrainingImages
 from harness.data.training.cache import FOLDER, cached
 from harness.engine.training_data import ReadRow
@@ -59,9 +59,17 @@ class Job:
         """Folder of this training's checkpoints."""
         return self.store / TRAINING / self.work.key
 
-    def images(self) -> tuple[TrainingImages, dict[str, Any]]:
-        """The images, decoded once into the store where there is room, and the weights that the step starts from."""
+    def images(self, emit: Listener = silent) -> tuple[TrainingImages, dict[str, Any]]:
+        """The images, decoded once into the store where there is room, and the weights that the step starts from.
+
+        Where they are not decoded yet, ``progress`` says how many are.
+        """
         from harness.engine.inline import pin_numerics
+
+        stage = f"recipe {self.work.recipe.recipe}: {'making maps' if self.work.transforms else 'decoding'}"
+
+        def show(done: int, total: int) -> None:
+            emit(Event("progress", {"stage": stage, "done": done, "total": total, "unit": "images"}))
 
         images, start = self.work.source.images(self.work.preprocess, self.read), dict(self.work.start)
         made_by: Any = None
@@ -71,7 +79,8 @@ class Job:
             for slot in (slot for t in self.work.transforms for slot in t.slots):
                 start.pop(slot)
             made_by = self.work.key  # maps follow from the transform and its weights, which are in the recipe's key
-        images = cached(images, self.store / FOLDER, edits={"edits": self.work.edits, "maps": made_by})
+        edits = {"edits": self.work.edits, "maps": made_by}
+        images = cached(images, self.store / FOLDER, edits=edits, progress=show)
         return images, start
 
     def train(self, device: str, emit: Listener, asked: Asked | None = None) -> TrainResult:
@@ -83,7 +92,7 @@ class Job:
         from harness.api.checkpoint import Checkpoints
         from harness.api.trainer import nobody, train
 
-        images, start = self.images()
+        images, start = self.images(emit)
         work = self.work
         step = work.extractor.train_step(work.recipe.settings, images, work.protocol, work.recipe.step)
         step.begin_with(start)

@@ -30,8 +30,10 @@ SHOWN_TASKS = 3
 class TrainingLine:
     """A training under way as one line: what its steps of this session said."""
 
-    def __init__(self, began: float) -> None:
-        self.began, self.steps, self.epochs = began, 0, 0
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        """When the first step was done: what came before it (decoding, say) says nothing of the pace."""
+        self.steps, self.epochs = 0, 0
         self.seconds_an_image: list[float] = []
 
     def hear(self, fields: Mapping[str, Any]) -> None:
@@ -44,11 +46,14 @@ class TrainingLine:
         step, steps = int(fields["step"]), int(fields["steps"])
         rate = len(self.seconds_an_image) / sum(self.seconds_an_image)
         self.seconds_an_image = []
-        left = (time.monotonic() - self.began) / self.steps * (steps - step)
         parts = [
             f"train {fields['recipe']}: epoch {fields['epoch']}/{fields['epochs']}", f"step {step:,}/{steps:,}",
-            f"{rate:.1f} images/s", f"{clock(left)} left", f"loss {fields['loss']:.4g}{_tasks(fields['losses'])}",
+            f"{rate:.1f} images/s",
         ]  # fmt: skip
+        if self.steps > 1:
+            left = (time.monotonic() - self.began) / (self.steps - 1) * (steps - step)
+            parts.append(f"{clock(left)} left")
+        parts.append(f"loss {fields['loss']:.4g}{_tasks(fields['losses'])}")
         weights = fields.get("lambda")
         if weights:
             parts.append(f"λ {min(weights.values()):.4f}..{max(weights.values()):.4f}")
@@ -73,6 +78,7 @@ class Progress:
         self.began = time.monotonic()
         self.last = 0.0
         self.stage = ""
+        self.part, self.part_began = "", self.began
         self.open_line = False
         self.training: TrainingLine | None = None
 
@@ -86,24 +92,23 @@ class Progress:
 
     def _start(self, event: Event) -> None:
         self.stage, self.began, self.last = str(event.fields["stage"]), time.monotonic(), time.monotonic()
+        self.part, self.part_began = self.stage, self.began
         stored = event.fields.get("stored")
         known = f", {stored:,} already stored" if stored is not None else ""
         unit = "epochs" if self.stage.startswith("train") else "images"
         self.say(f"{self.stage}: {event.fields['total']:,} {unit} to do{known}")
 
     def _progress(self, event: Event) -> None:
-        now = time.monotonic()
-        if not self.stage:  # work that announced no start
-            self.stage, self.began, self.last = str(event.fields["stage"]), now, now
+        now, name = time.monotonic(), str(event.fields["stage"])
+        if name != self.part:  # work that announced no start, of its own or before a training's first step
+            self.part, self.part_began, self.last = name, now, now
         done, total = int(event.fields["done"]), int(event.fields["total"])
         if now - self.last < (0.2 if self.live else PLAIN_SECONDS):
             return
         self.last = now
-        rate = done / max(now - self.began, 1e-9)
+        rate = done / max(now - self.part_began, 1e-9)
         unit = event.fields.get("unit", "")
-        self._show(
-            f"{self.stage}: {done:,}/{total:,} {unit}, {rate:.1f}/s, {clock((total - done) / max(rate, 1e-9))} left"
-        )
+        self._show(f"{name}: {done:,}/{total:,} {unit}, {rate:.1f}/s, {clock((total - done) / max(rate, 1e-9))} left")
 
     def _show(self, text: str) -> None:
         if self.live:
@@ -117,7 +122,7 @@ class Progress:
     def _step(self, fields: Mapping[str, Any]) -> None:
         now = time.monotonic()
         if self.training is None:
-            self.training = TrainingLine(self.began)
+            self.training = TrainingLine()
         self.training.hear(fields)
         if now - self.last >= (0.2 if self.live else PLAIN_SECONDS):
             self.last = now
@@ -136,7 +141,7 @@ class Progress:
         extra = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
         done = f"{fields['done']:,} images in " if "done" in fields else ""
         self.say(f"{fields['stage']}: done, {done}{clock(seconds)}{extra}")
-        self.stage, self.training = "", None
+        self.stage, self.part, self.training = "", "", None
 
     def __call__(self, event: Event) -> None:
         """Show one event; unknown kinds are for other listeners."""

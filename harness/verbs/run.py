@@ -54,6 +54,7 @@ class RunRequest:
     store: Path = Path(".blades-store")
     weights_root: Path = Path("pretrained")
     tracking_uri: str | None = None
+    every: int = 500
 
 
 @dataclass
@@ -337,7 +338,7 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     reader = Reader(data.root, data.manifest["path"].array, data.manifest["sha256"].array, _edits(request))
     named = request.engine or suite.execution.engine
     with make_engine(named, plan, store, reader, say, suite.execution, workers, request.ray_address) as engine:
-        outcome = Executor(plan, store, reader, say, workers, engine).run(folder / "fitted")
+        outcome = Executor(plan, store, reader, say, workers, engine, request.every).run(folder / "fitted")
     record.timings["engine_start_seconds"] = round(engine.start_seconds, 3)
     _write_tables(folder, suite, data, plan, outcome)
     record_trainings(folder, plan, store, record.stamps)

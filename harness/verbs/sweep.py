@@ -34,7 +34,7 @@ class SweepRequest:
     settings: tuple[str, ...] = ()
     samples: int | None = None
     concurrent: int | None = None
-    every: int = 100
+    every: int = 500
     threads: int = 1
     workers: int | None = None
     device: str = "auto"

@@ -26,6 +26,7 @@ from harness.api.checkpoint import (
     write_checkpoint,
 )
 from harness.api.errors import ConfigError, StoreError
+from harness.api.events import Event
 from harness.api.trainer import train
 from harness.api.training import Recipe
 from tests.api.resume_steps import RandomStep, recipe
@@ -105,6 +106,41 @@ def test_only_the_last_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path,
     assert "recipe resume: going on after step 20 of 28" in notes
     assert same(result.tensors, undisturbed.tensors)
     assert result.history == undisturbed.history
+
+
+@pytest.mark.parametrize(("writing", "steps"), [(0, [3, 6, 9, 12, 15, 18, 21, 24, 27]), (4, [3, 11, 19, 27])])
+def test_a_checkpoint_is_written_when_its_time_has_come_and_moves_no_bit(
+    tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, writing: int, steps: list[int]
+) -> None:
+    """Steps of 25 s and a checkpoint each minute; one that takes 4 s is followed by 200 s without."""
+    now, found = 1000.0, []
+    monkeypatch.setattr("harness.api.checkpoint.time.monotonic", lambda: now)
+
+    def listen(event: Event) -> None:
+        nonlocal now
+        now += {"train_step": 25, "checkpoint": writing}.get(event.kind, 0)
+        if event.kind == "checkpoint":
+            found.append(event.fields["step"])
+
+    result = train(RandomStep(), recipe(), threads=1, checkpoints=Checkpoints(tmp_path), emit=listen)
+    assert found == steps
+    assert same(result.tensors, undisturbed.tensors)
+    assert result.history == undisturbed.history
+
+
+def test_what_a_kill_left_half_written_is_gone_when_it_goes_on(tmp_path: Path) -> None:
+    where = Checkpoints(tmp_path, every=10)
+    with pytest.raises(RuntimeError, match="enough"):
+        train(RandomStep(limit=13), recipe(), threads=1, checkpoints=where)
+    (tmp_path / ".tmp-dir").mkdir()
+    (tmp_path / ".tmp-dir" / "tensors.safetensors").write_bytes(b"half")
+    (tmp_path / ".tmp-file").write_bytes(b"half")
+    (tmp_path / "processes").mkdir()
+    (tmp_path / "processes" / ".tmp-theirs").touch()
+    with pytest.raises(RuntimeError, match="enough"):
+        train(RandomStep(limit=14), recipe(), threads=1, checkpoints=where)
+    assert {p.name for p in tmp_path.iterdir()} == {"history.jsonl", "processes", "step-00000010"}
+    assert [p.name for p in (tmp_path / "processes").iterdir()] == [".tmp-theirs"]
 
 
 def test_a_finished_training_is_not_trained_further(tmp_path: Path, undisturbed: Any) -> None:

@@ -16,7 +16,7 @@ from harness.api.errors import ConfigError, DataError
 from harness.api.events import Event
 from harness.api.schedule import learning_rate
 from harness.api.supervised import SupervisedStep
-from harness.api.trainer import train
+from harness.api.trainer import _peak_memory, train
 from harness.api.training import Recipe, TrainingError, TrainingImages, TrainStep, epoch_order, stream
 
 
@@ -245,3 +245,18 @@ def test_supervised_images_of_different_sizes_are_refused_by_name() -> None:
     )  # fmt: skip
     with pytest.raises(DataError, match=r"differ in size(.|\n)*train"):
         train(SupervisedStep(network(), odd), recipe())
+
+
+def test_on_cuda_memory_is_the_devices_and_else_the_processs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def allocated(device: torch.device) -> int:
+        asked.append(device)
+        return 7 << 20
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", allocated)
+    assert _peak_memory(torch.device("cuda:1")) == 7
+    assert asked == [torch.device("cuda:1")]
+    held = np.ones(200 << 17)  # 200 MiB
+    assert _peak_memory(torch.device("cpu")) >= held.nbytes >> 20
+    assert len(asked) == 1

@@ -64,6 +64,21 @@ def test_the_time_left_of_a_resumed_training_counts_only_this_session(clock: Clo
     assert "step 45/60, 40.0 images/s, 30 s left" in stream.getvalue()
 
 
+def test_decoding_says_its_own_rate_and_does_not_count_as_training(clock: Clock) -> None:
+    stream = io.StringIO()
+    listener = start(stream)
+    for done in range(0, 3001, 100):
+        listener(Event("progress", {"stage": "recipe lam: decoding", "done": done, "total": 3000, "unit": "images"}))
+        clock.now += 10
+    trained(listener, clock, 1, 11, 1.0)
+    lines = stream.getvalue().splitlines()
+    assert lines[1] == "recipe lam: decoding: 100/3,000 images, 10.0/s, 4 min 50 s left"
+    assert lines[2] == "recipe lam: decoding: 200/3,000 images, 10.0/s, 4 min 40 s left"
+    assert lines[31].startswith("train lam: epoch 1/6, step 1/60, 40.0 images/s, loss")  # one step has no pace yet
+    assert lines[32].startswith("train lam: epoch 2/6, step 11/60, 40.0 images/s, 49 s left")
+    assert len(lines) == 33
+
+
 def test_the_rate_is_the_images_over_the_time_since_the_last_line(clock: Clock) -> None:
     stream = io.StringIO()
     listener = start(stream)

@@ -104,7 +104,7 @@ def build_cache(
         path: of the `.pixels` file; its name must follow from what the images are.
         read: image `i` as uint8 [H, W, 3], or None for an image that does not exist. Called from threads.
         workers: threads that decode.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in all), first with none done; not where the cache is there.
 
     Raises:
         DataError: no room on the disk, or the error of `read`; nothing is left behind.
@@ -114,6 +114,8 @@ def build_cache(
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".tmp-{uuid.uuid4().hex}")
     index = np.zeros(count, _INDEX)
+    if progress:
+        progress(0, count)
     try:
         with building.open("wb") as stream:
             offset, digest = 0, hashlib.sha256()
@@ -125,7 +127,7 @@ def build_cache(
                     digest.update(data)
                     stream.write(data)
                 offset += height * width * 3
-                if progress and ((i + 1) % 64 == 0 or i + 1 == count):
+                if progress and ((i + 1) % 16 == 0 or i + 1 == count):
                     progress(i + 1, count)
             stream.flush()
             os.fsync(stream.fileno())
