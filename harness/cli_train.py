@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli_options import AllowOutside, Device, Json, StoreOption, Threads, Tracking, WeightsRoot, say
+from harness.cli_options import AllowOutside, Device, Every, Json, StoreOption, Threads, Tracking, WeightsRoot, say
 
 
 def train(
@@ -16,13 +16,13 @@ def train(
     profile: Annotated[str | None, typer.Option(help="demo: the embedded corpus.")] = None,
     out: Annotated[Path, typer.Option(help="Where training folders go.")] = Path("runs"),
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also copy the weights to this .safetensors file.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the weights: .safetensors, or .pth as the authors.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Then measure it on the split `report`, which training never sees.")
     ] = False,
-    every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 500,
+    every: Every = 500,
     threads: Threads = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
     allow_outside: AllowOutside = False,

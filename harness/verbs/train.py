@@ -199,7 +199,7 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     if rank:
         return TrainDone(recipe.recipe, work.key, made.path, made.path.stem, trained=not stored, rank=rank)
     if export is not None:
-        write_atomic(export, made.path.read_bytes())
+        write_export(made.path, export)
     entry = store.entry("recipes", work.key) or {}
     report = None
     if request.report:
@@ -270,16 +270,41 @@ def logged(folder: Path, tracking_uri: str | None, say: Listener) -> str | None:
         return None
 
 
+CONTAINERS = (".pth", ".pt")
+"""Endings of files as `torch.save` writes them."""
+
+
 def _export_path(export: Path) -> Path:
-    """Where the weights file is copied to.
+    """Where the weights go.
 
     Raises:
-        ConfigError: it is no safetensors file. StoreError: it cannot be written.
+        ConfigError: a folder, or an ending that says no format. StoreError: it cannot be written.
     """
-    if export.suffix != ".safetensors" or export.is_dir():
-        raise ConfigError("--export names a file", where=export, fix="give it the ending .safetensors")
+    if export.suffix not in (".safetensors", *CONTAINERS) or export.is_dir():
+        fix = "give it the ending .safetensors, or .pth for the authors' container"
+        raise ConfigError("--export names a file by its format", where=export, fix=fix)
     require_writable(export)
     return export
+
+
+def write_export(weights: Path, export: Path) -> None:
+    """Write a trained weights file where the user wants it: as it is (.safetensors), or as the authors' files are
+    (.pth, .pt): ``torch.save({"model": {name: tensor}})``, the same tensors under the same names.
+
+    Raises:
+        StoreError: it cannot be written; what was there stays.
+    """
+    if export.suffix not in CONTAINERS:
+        write_atomic(export, weights.read_bytes())
+        return
+    import io
+
+    import torch
+    from safetensors.torch import load_file
+
+    buffer = io.BytesIO()
+    torch.save({"model": load_file(weights)}, buffer)
+    write_atomic(export, buffer.getvalue())
 
 
 def pixels_of(reader: Reader | None) -> ReadRow:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,6 +28,35 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data root; not to be written to."""
     return make_data(tmp_path_factory.mktemp("root") / "data")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with photographs enough for `outer` and `select`; not to be written to."""
+    return make_data(tmp_path_factory.mktemp("train") / "data", train=48, test=4, made=4)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command line in this process (torch is loaded once), in a folder of the test's own: `here(*words)`."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(*words: object) -> Done:
+        from harness.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
+        capfd.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = left.code or 0
+        out, err = capfd.readouterr()
+        return Done(code, out, err)
+
+    return call
 
 
 @pytest.fixture

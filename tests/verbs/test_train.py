@@ -7,29 +7,18 @@ import json
 import re
 import signal
 import socket
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
-from plugin_support import Cli, Done, make_data, stop_when, suite_document
+from plugin_support import Cli, Done, stop_when, suite_document
+from tiny_training import FIXED, JOINT, LAM, recipe
 
 from harness.results.training import read_training
-
-SETTINGS = {"tasks": ["face_coarse", "face_fine"], "work_size": 32, "manipulations": [0, 1, 3]}
-LAM: dict[str, Any] = {
-    "recipe": "lam", "detector": "blades-oc", "options": {"encoder": "tiny", "image_size": 32}, "step": "bilevel",
-    "settings": {**SETTINGS, "lambda_lr": 0.01, "hypergradient_audit": 10}, "epochs": 5, "batch_size": 8, "lr": 1e-3,
-    "evaluate_every": 2, "seed": 1,
-}  # fmt: skip
-JOINT = {**LAM, "recipe": "joint", "step": "joint", "settings": SETTINGS, "epochs": 1}
-FIXED = ("--device", "cpu", "--threads", "1", "--every", "2")
 
 
 def _released_layout() -> Any:
@@ -44,41 +33,6 @@ def _released_layout() -> Any:
 
 
 fdf_root = _released_layout()
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with photographs enough for `outer` and `select`; not to be written to."""
-    return make_data(tmp_path_factory.mktemp("train") / "data", train=48, test=4, made=4)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command line in this process (torch is loaded once), in a folder of the test's own: `here(*words)`."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def call(*words: object) -> Done:
-        from harness.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = left.code or 0
-        out, err = capfd.readouterr()
-        return Done(code, out, err)
-
-    return call
-
-
-def recipe(folder: Path, document: dict[str, Any] = LAM, **changes: Any) -> Path:
-    path = folder / f"{document['recipe']}.yaml"
-    path.write_text(yaml.safe_dump({**document, **changes}))
-    return path
 
 
 @dataclass(frozen=True)
@@ -158,6 +112,31 @@ def test_progress_says_epochs_and_ends_with_the_metrics(trained: Trained) -> Non
     assert re.search(r"train lam: done, .*coarse_accuracy", trained.done.err)
 
 
+def test_decoding_is_told_before_the_first_step_and_a_second_training_finds_it_done(tmp_path, photographs) -> None:
+    from harness.verbs.train import TrainRequest, train_one
+
+    def heard(*settings: str) -> list[tuple[str, str, int, int]]:
+        events = []
+        train_one(
+            TrainRequest(
+                str(recipe(tmp_path, JOINT)), photographs, out=tmp_path / "runs", store=tmp_path / "store", threads=1,
+                device="cpu", tracking_uri="off", settings=settings,
+            ),
+            emit=events.append,
+        )  # fmt: skip
+        kinds = [event.kind for event in events]
+        early = events[kinds.index("stage_start") : kinds.index("train_step")]
+        said = [event.fields for event in early if event.kind == "progress"]
+        return [(f["stage"], f["unit"], f["done"], f["total"]) for f in said]
+
+    first = heard()
+    total = first[-1][3]
+    assert total > 40
+    assert [f[2] for f in first] == [*range(0, total, 16), total]
+    assert {f[:2] for f in first} == {("recipe joint: decoding", "images")}
+    assert heard("lr=0.01") == []
+
+
 # not twice, and changed ----------------------------------------------------------------------------------------------
 
 
@@ -212,23 +191,6 @@ def test_an_interrupt_is_gone_on_from_to_the_same_weights(trained: Trained, tmp_
 
 
 # what is done with it ------------------------------------------------------------------------------------------------
-
-
-def test_an_exported_file_is_what_the_detector_reads(here, tmp_path: Path, photographs: Path) -> None:
-    from harness import load_detector
-
-    words = ("train", recipe(tmp_path, JOINT), "--data-root", photographs, "--tracking-uri", "off", "--json", *FIXED)
-    answer = here(*words, "--export", "mine/encoder.safetensors").document
-    assert Path(answer["checkpoint"]) == Path("mine/encoder.safetensors")
-    blob = Path(".blades-store/blobs") / f"{answer['sha256']}.safetensors"
-    assert Path("mine/encoder.safetensors").read_bytes() == blob.read_bytes()
-    pixels = np.random.default_rng(1).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)
-    features = [
-        load_detector("blades-oc", weights=weights, encoder="tiny", image_size=32).features(list(pixels))
-        for weights in ("mine/encoder.safetensors", "random")
-    ]
-    assert np.isfinite(features[0]).all()
-    assert not np.allclose(features[0], features[1])
 
 
 def test_a_suite_finds_what_train_made_and_its_run_folder_has_the_training(
@@ -296,7 +258,8 @@ def test_the_released_layout_is_trained_on(here, tmp_path: Path, fdf_root: Path)
         (("--set", "epochs"), "epochs"),
         (("--data-root", "nowhere"), "the data root is not there"),
         (("--set", "data.layout=released"), "training"),
-        (("--export", "weights.pt"), "safetensors"),
+        (("--export", "weights.bin"), ".safetensors, or .pth"),
+        (("--export", "weights"), ".safetensors, or .pth"),
         (("--profile", "demo"), "--data-root"),
         (("--device", "abacus"), "abacus"),
     ],
