@@ -1,7 +1,8 @@
 """The figure of the hypergradient's audit: the difference's error by ε, from the rows the audit writes.
 
-`python -m reports.hypergradient HISTORY.jsonl OUT` writes OUT/audit.csv and OUT/hypergradient.png from the history of a
-training whose recipe asks for the audit (one JSON object a line, a line a step, as the trainer keeps it).
+`python -m reports.hypergradient HISTORY.jsonl OUT` writes OUT/audit.csv, OUT/audit.md (the same by task) and
+OUT/hypergradient.png from the history of a training whose recipe asks for the audit (one JSON object a line, a line a
+step, as the trainer keeps it).
 """
 
 from __future__ import annotations
@@ -70,14 +71,41 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def agreement(rows: Sequence[Mapping[str, Any]], scale: float) -> float | None:
-    """Share of tasks and steps with a product whose sign the difference has too; None without any."""
+def agreement(rows: Sequence[Mapping[str, Any]], scale: float, task: str | None = None) -> float | None:
+    """Share of steps (and tasks, unless one is named) with a product whose sign the difference has too; None without
+    any."""
     signs = [
         (row["difference"] > 0) == (row["exact"] > 0) and row["difference"] != 0
         for row in rows
-        if row["scale"] == scale and row["exact"]
+        if row["scale"] == scale and row["exact"] and task in (None, row["task"])
     ]
     return sum(signs) / len(signs) if signs else None
+
+
+def audit_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The audit in Markdown, a row a task: median (largest) relative error and share of equal signs, by ε over the
+    released one. A task without a product has no row."""
+    scales = sorted({row["scale"] for row in rows}, reverse=True)
+    tasks = [t for t in dict.fromkeys(row["task"] for row in rows) if t != OVERALL] + [OVERALL]
+    lines = [
+        "| task | " + " | ".join(f"error at {s:g} ε | signs" for s in scales) + " |",
+        "|---" * (1 + 2 * len(scales)) + "|",
+    ]
+    for task in tasks:
+        cells = []
+        for scale in scales:
+            errors = [
+                row["relative_error"]
+                for row in rows
+                if row["task"] == task and row["scale"] == scale and row["relative_error"] is not None
+            ]
+            if errors:
+                cells.append(f"{median(errors):.1%} ({max(errors):.0%})")
+                signs = agreement(rows, scale, None if task == OVERALL else task)
+                cells.append("" if signs is None else f"{signs:.0%}")
+        if cells:
+            lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def hypergradient_figure(rows: Sequence[Mapping[str, Any]], note: str = "") -> Figure:
@@ -125,8 +153,8 @@ def hypergradient_figure(rows: Sequence[Mapping[str, Any]], note: str = "") -> F
     return figure
 
 
-def save_audit(history: Iterable[Mapping[str, Any]], out: Path, note: str = "") -> tuple[Path, Path]:
-    """Write `audit.csv` and `hypergradient.png` into a folder; their paths.
+def save_audit(history: Iterable[Mapping[str, Any]], out: Path, note: str = "") -> tuple[Path, Path, Path]:
+    """Write `audit.csv`, `audit.md` and `hypergradient.png` into a folder; their paths.
 
     Raises:
         DataError: no step of the history was audited.
@@ -134,12 +162,13 @@ def save_audit(history: Iterable[Mapping[str, Any]], out: Path, note: str = "") 
     rows = audit_rows(history)
     figure = hypergradient_figure(rows, note)
     out.mkdir(parents=True, exist_ok=True)
-    table, picture = out / "audit.csv", out / "hypergradient.png"
+    table, text, picture = out / "audit.csv", out / "audit.md", out / "hypergradient.png"
     write_rows(table, rows)
+    write_atomic(text, audit_table(rows).encode())
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     write_atomic(picture, content.getvalue())
-    return table, picture
+    return table, text, picture
 
 
 def main(words: Sequence[str]) -> int:

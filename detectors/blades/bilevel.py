@@ -58,14 +58,15 @@ def hypergradient(
         eps: ε of the difference; by default 0.01/‖v‖, as released.
 
     Raises:
-        ConfigError: an unknown method, or an ε that is not positive.
+        ConfigError: an unknown method, or an ε that is not positive and finite.
     """
     leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
     total = (weights.detach() * task_losses(leaves)).sum()
     gradients = gradients_of(total, list(leaves.values()))
     theta = {name: p.detach() for name, p in params.items()}
-    moved = virtual_parameters(theta, dict(zip(theta, gradients, strict=True)), lr, weight_decay)
-    ahead = {name: p.requires_grad_() for name, p in moved.items()}
+    # copies: two gradients of a caller's loss may be one tensor (that of a + b), or have no memory of their own
+    copies = {name: g.clone() for name, g in zip(theta, gradients, strict=True)}
+    ahead = {name: p.requires_grad_() for name, p in virtual_parameters(theta, copies, lr, weight_decay).items()}
     v = dict(zip(theta, gradients_of(outer_loss(ahead), list(ahead.values())), strict=True))
     return -lr * directional_derivative(task_losses, theta, v, method=method, eps=eps)
 
@@ -82,7 +83,7 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool 
 def virtual_parameters(params: Params, gradients: Params, lr: float, weight_decay: float = 0.0) -> Params:
     """θ′ = θ − lr·(g + weight_decay·θ), written into the memory of `gradients` (eq. 14a; a plain gradient step).
 
-    The optimiser's moments play no part, as released (FIDELITY `virtual_step`).
+    Each gradient needs memory of its own. The optimiser's moments play no part, as released (FIDELITY `virtual_step`).
     """
     with torch.no_grad():
         moved = {}
@@ -109,7 +110,7 @@ def directional_derivative(
     """Derivative of the vector of task losses along a direction at θ, `[K]`; arguments as in `hypergradient`.
 
     Raises:
-        ConfigError: an unknown method, or an ε that is not positive.
+        ConfigError: an unknown method, or an ε that is not positive and finite.
     """
     if method == "exact":
         with torch.no_grad():
@@ -117,10 +118,10 @@ def directional_derivative(
         return product.detach()
     eps = _checked(method, eps, direction)
     with torch.no_grad():
+        if eps == math.inf:  # v = 0: nowhere to go, and θ + ∞·0 is no place to look at
+            return torch.zeros_like(task_losses(dict(params)))
         moved = {name: torch.add(params[name], v, alpha=eps) for name, v in direction.items()}
         above = task_losses(moved)
-        if eps == math.inf:  # v = 0
-            return torch.zeros_like(above)
         for name, v in direction.items():
             torch.sub(params[name], v, alpha=eps, out=moved[name])
         return (above - task_losses(moved)) / (2 * eps)
@@ -131,13 +132,14 @@ def _checked(method: str, eps: float | None, direction: Mapping[str, Tensor]) ->
         raise ConfigError(f"unknown method {method!r}", fix="use exact or finite_difference")
     if eps is None:
         return difference_step(direction)
-    if not eps > 0:
-        raise ConfigError(f"eps must be positive, not {eps}", fix="leave it out for 0.01/‖v‖")
+    if not 0 < eps < math.inf:
+        raise ConfigError(f"eps must be positive and finite, not {eps}", fix="leave it out for 0.01/‖v‖")
     return eps
 
 
 class NotFinite(ArithmeticError):
-    """A loss or gradient of a bi-level update is not finite; `values` holds what it was, a number a task."""
+    """A loss or gradient of a bi-level update is not finite; `values` holds what it was, a number a task: losses,
+    components of the hypergradient, or norms of the weighted gradients."""
 
     def __init__(self, what: str, values: Sequence[float] = ()) -> None:
         super().__init__(what)
@@ -163,12 +165,11 @@ class Passes(Protocol):
 
 
 class BilevelResult(NamedTuple):
-    """What one update saw: ℓ `[K]` at θ, the outer loss at θ′, the hypergradient `[K]`, ‖v‖, λ before `[K]`."""
+    """What one update saw: ℓ `[K]` at θ, the outer loss at θ′, the hypergradient `[K]`, λ before `[K]`."""
 
     losses: list[float]
     outer: float
     hypergradient: list[float]
-    v_norm: float
     weights: list[float]
 
 
@@ -230,6 +231,8 @@ def bilevel_update(
     values = _finite("loss", losses)
     gradients = gradients_of((before * losses).sum(), leaves, retain_graph=not lagged)
     add_up(gradients)
+    if not torch.isfinite(total_norm(gradients)):
+        raise _blamed(passes, leaves, before, add_up)
     moved = gradients if not lagged else [g.clone() for g in gradients]
     theta = {name: p.detach() for name, p in parameters.items()}
     ahead = virtual_parameters(theta, dict(zip(names, moved, strict=True)), lr, weight_decay)
@@ -241,50 +244,77 @@ def bilevel_update(
     del ahead, moved
     if not lagged:
         del gradients
-    product, norm = _product(passes, parameters, theta, v, method)
+    product = _product(passes, parameters, theta, v, method)
     slope = -factor * product
-    result = BilevelResult(values, outer_value, _finite("hypergradient", slope), norm, before.tolist())
+    result = BilevelResult(values, outer_value, _finite("hypergradient", slope), before.tolist())
     if inspect is not None:
         inspect(v, product)
     del v
-    undo = copy.deepcopy(weights_optimizer.state_dict())
-    weights.grad = slope.to(weights.dtype)
-    weights_optimizer.step()
-    weights.grad = None
-    optimizer.zero_grad(set_to_none=True)
-    if lagged:
-        for p, g in zip(leaves, gradients, strict=True):
-            p.grad = g
-    elif losses.requires_grad:
-        (weights.detach() * losses).sum().backward()
-        add_up([p.grad for p in leaves if p.grad is not None])
-    if not torch.isfinite(total_norm([p.grad for p in leaves if p.grad is not None])):
+    with _undone(weights, weights_optimizer, optimizer):
+        weights.grad = slope.to(weights.dtype)
+        weights_optimizer.step()
+        weights.grad = None
         optimizer.zero_grad(set_to_none=True)
-        weights_optimizer.load_state_dict(undo)
-        with torch.no_grad():
-            weights.copy_(before)
-        raise NotFinite("gradient is not finite")
+        if lagged:
+            for p, g in zip(leaves, gradients, strict=True):
+                p.grad = g
+        elif losses.requires_grad:
+            (weights.detach() * losses).sum().backward()
+            add_up([p.grad for p in leaves if p.grad is not None])
+        if not torch.isfinite(total_norm([p.grad for p in leaves if p.grad is not None])):
+            raise _blamed(passes, leaves, weights.detach(), add_up)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return result
 
 
-def _product(
-    passes: Passes, parameters: Mapping[str, Tensor], theta: Params, v: Params, method: Method
-) -> tuple[Tensor, float]:
-    """The derivative of the task losses along v `[K]`, and ‖v‖."""
+@contextmanager
+def _undone(
+    weights: Tensor, weights_optimizer: torch.optim.Optimizer, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Where what is inside fails, λ and its optimiser are as they were before, and no gradient stays."""
+    before, state = weights.detach().clone(), copy.deepcopy(weights_optimizer.state_dict())
+    try:
+        yield
+    except BaseException:
+        weights.grad = None
+        optimizer.zero_grad(set_to_none=True)
+        weights_optimizer.load_state_dict(state)
+        with torch.no_grad():
+            weights.copy_(before)
+        raise
+
+
+def _blamed(
+    passes: Passes, leaves: Sequence[Tensor], weights: Tensor, add_up: Callable[[Sequence[Tensor]], None]
+) -> NotFinite:
+    """The error of a gradient at θ that is not finite, with the norm of each task's part of it.
+
+    Goes forward once more, and backward once a task: for the message alone, when the step is lost.
+    """
+    norms = []
+    losses = passes.losses("theta")
+    for weight, loss in zip(weights, losses, strict=True):
+        part = gradients_of(weight * loss, leaves, retain_graph=True)
+        add_up(part)
+        norms.append(float(total_norm(part)))
+    return NotFinite("gradient is not finite", norms)
+
+
+def _product(passes: Passes, parameters: Mapping[str, Tensor], theta: Params, v: Params, method: Method) -> Tensor:
+    """The derivative of the task losses along v `[K]`."""
     norm = float(total_norm(list(v.values())))
     if not math.isfinite(norm):
-        raise NotFinite("outer gradient is not finite")
+        raise NotFinite("outer gradient is not finite", [norm])
     if method == "exact":
-        return directional_derivative(passes.losses_at, theta, v), norm
+        return directional_derivative(passes.losses_at, theta, v)
     sides = iter(("plus", "minus"))
 
     def losses(values: Params) -> Tensor:
         with standing_at(parameters, values):
             return passes.losses(next(sides))  # type: ignore[arg-type]
 
-    return directional_derivative(losses, theta, v, method=method), norm
+    return directional_derivative(losses, theta, v, method=method)
 
 
 def _finite(what: str, numbers: Tensor) -> list[float]:

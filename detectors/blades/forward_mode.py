@@ -1,4 +1,4 @@
-"""The forward-mode pass through the image tower, made as cheap as two forwards.
+"""The forward-mode pass through the image tower, made about as cheap as two and a half forwards.
 
 Torch has forward-mode rules for every layer, but two of them cost more than they must. A convolution is computed
 again although its result at θ is still there, kept by the graph of the inner forward; and BatchNorm's rule is a

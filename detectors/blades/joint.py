@@ -1,7 +1,7 @@
 """Joint training of the BLADES encoder with fixed task weights: photographs, and manipulated faces.
 
-The step that `harness.api.trainer` drives when a recipe says `step: joint`. Imported by name from
-`image_tower.BladesImageTower.train_step` alone, so that training code is no part of what keys the features.
+The step that `harness.api.trainer` drives when a recipe says `step: joint`. What inference is keyed by reaches it by name
+alone (`image_tower.BladesImageTower.train_step`), so that training code is no part of the features' keys.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class BladesJointStep(TrainStep):
         DataError: fewer than two photographs in `train`, or a label that is no class of its task.
 
     *Deviation*: manipulated faces are drawn anew each epoch unless they are stored (the released ones were made once,
-    four a face), and an epoch leaves out what does not fill its last batch (FIDELITY A7).
+    four a face), and an epoch leaves out what does not fill its last batch (FIDELITY A1, point 7).
     """
 
     encoder: JointEncoder

@@ -113,7 +113,8 @@ def pairwise_ranking_loss(
         levels: `[B]`, any ordered labels; g = 1, ½ or 0 by the sign of y_i − y_j.
         scale: slope; 2 in the released code, 1/√2 for Thurstone's model with unit variances.
         mask: `[B] bool`; a pair counts when both of its samples do.
-        empty: what no pair gives: "zero" (with zero gradient) or the released code's "nan".
+        empty: what a batch of one gives, which has no pairs: "zero" (with zero gradient) or the released code's "nan".
+            Labels that are masked, which the released code does not know, give 0 where they leave no pair.
 
     Pairs cross devices: gather values, levels and masks (with gradient) before calling this in a distributed
     run. Masked B×B sums, not gathered pairs, so that the result is the same on every run of a GPU.
@@ -126,7 +127,7 @@ def pairwise_ranking_loss(
     order = torch.sign(levels[:, None] - levels[None, :]).to(values.dtype)
     difference = values[:, None] - values[None, :]
     preferred = 0.5 * (1 + torch.erf(difference * (scale / math.sqrt(2))))
-    return _masked_mean(_two_term(preferred, 0.5 * (1 + order)), counts, empty)
+    return _masked_mean(_two_term(preferred, 0.5 * (1 + order)), counts, empty if batch < 2 else "zero")
 
 
 def ranking_fidelity_loss(
@@ -143,8 +144,8 @@ def ranking_fidelity_loss(
         levels: `[B]`, the true levels (only their order counts).
         scale, mask, empty: as in `pairwise_ranking_loss`.
 
-    *Deviation*: a batch of 1, or fewer than two samples that count, gives 0 with zero gradient; the released
-    code gives NaN there (`empty="nan"`, FIDELITY `ranking_single`). The released √2 is a float32 number,
+    *Deviation*: a batch of 1 gives 0 with zero gradient; the released code gives NaN there (`empty="nan"`, FIDELITY
+    `ranking_single`). Fewer than two samples that count give 0, too. The released √2 is a float32 number,
     so float64 values differ from it by about 1e-8.
     """
     return pairwise_ranking_loss(expected_levels(logits), levels, scale, mask, empty)

@@ -27,7 +27,6 @@ class Modes:
 
     Attributes:
         precision: `bf16` runs forwards under autocast; losses are float32.
-        channels_last: layout of the inputs.
         compiled: stands in for the network in passes that are not forward-mode.
         keep: keep convolutions' outputs at θ for the forward-mode pass.
         collect_all: collect BatchNorm's statistics at θ ± εv too, not at θ alone.
@@ -35,7 +34,6 @@ class Modes:
     """
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    channels_last: bool = True
     compiled: Callable[..., Tensor] | None = None
     keep: bool = True
     collect_all: bool = False
@@ -174,15 +172,15 @@ def recomputed(network: JointEncoder) -> Iterator[None]:
 
 @contextmanager
 def kernels(modes: Modes) -> Iterator[None]:
-    """Torch's switches for a step: TensorFloat-32 where asked for, and saved tensors that outlive a first backward.
+    """Torch's switches for a step: TensorFloat-32 where asked for and nowhere else (torch lets cuDNN use it unless
+    told not to), and saved tensors that outlive a first backward.
 
     (Compiled forwards give theirs away in the first backward unless told not to; a step goes back twice.)
     """
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = (cuda.allow_tf32, cudnn.allow_tf32)
     try:
-        if modes.precision == "tf32":
-            cuda.allow_tf32 = cudnn.allow_tf32 = True
+        cuda.allow_tf32 = cudnn.allow_tf32 = modes.precision == "tf32"
         if modes.compiled is None:
             yield
         else:

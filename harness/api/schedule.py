@@ -12,14 +12,14 @@ from harness.api.training import Recipe, Watched
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """The rate of an epoch, from 0: constant, or cosine to 0 over the recipe's epochs, changed once an epoch.
+    """The rate of an epoch, from 0: constant, or cosine to 0 over the recipe's ``period``, changed once an epoch.
 
-    For ``plateau`` the rate before any metric was seen. Source: METHOD "Bi-level step", constants. *Deviation*: it
-    ends with the recipe, where the released scheduler, given more epochs than its period, rises again (FIDELITY
-    ``epochs``, ``schedule``).
+    For ``plateau`` the rate before any metric was seen. Source: METHOD "Bi-level step", constants. *Deviation*: the
+    period is the recipe's epochs unless it says another; the released command's is 20 of 100 epochs, and so its rate
+    rises again after 20, falls after 40, and so on (FIDELITY ``epochs``, ``schedule``).
     """
     if recipe.schedule == "cosine":
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / (recipe.period or recipe.epochs)))
     return recipe.lr
 
 

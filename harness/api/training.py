@@ -307,6 +307,7 @@ class Recipe(BaseModel):
     lr: float = Field(default=1e-5, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    period: int | None = Field(default=None, gt=0)
     plateau: Plateau | None = None
     early_stop: EarlyStop | None = None
     evaluate_every: int = Field(default=0, ge=0)
@@ -316,6 +317,8 @@ class Recipe(BaseModel):
     def _schedule_is_whole(self) -> Recipe:
         if (self.schedule == "plateau") != (self.plateau is not None):
             raise ValueError("schedule plateau and the section `plateau` belong together")
+        if self.period is not None and self.schedule != "cosine":
+            raise ValueError(f"a period is a cosine's, the schedule is {self.schedule}")
         return self
 
     @model_validator(mode="after")

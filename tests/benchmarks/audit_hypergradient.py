@@ -3,8 +3,8 @@
 Trains some bi-level steps on a data root (by default the demo corpus, made beside the store) and compares, at each
 audited step, the central difference at the released ε and at smaller ones with the exact product. Weights: by the
 rule of the recorded values (`--golden`), a checkpoint of the authors (`--weights`), or random of a stated seed;
-`--trained N` puts N steps of joint training before the audited ones. Writes OUT/history.jsonl, OUT/audit.csv and
-OUT/hypergradient.png, and with `--trained` OUT/before.jsonl, the losses of those steps.
+`--trained N` puts N steps of joint training before the audited ones. Writes OUT/history.jsonl, OUT/audit.csv,
+OUT/audit.md and OUT/hypergradient.png, and with `--trained` OUT/before.jsonl, the losses of those steps.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 `python one_bilevel.py KIND PRESET SIDE BATCH THREADS [OPTION=VALUE ...]`: KIND is `released`, `difference` or `exact`,
 options are settings of the bi-level step. Answers each line on stdin with a line of JSON: `step` with the wall and
-processor seconds of one step and its task losses, `end` with the largest resident memory in MiB.
+processor seconds of one step and its task losses, `profile` with the share of each of torch's operations in the
+processor time of one, `end` with the largest resident memory in MiB.
 """
 
 from __future__ import annotations
@@ -90,6 +91,16 @@ def released(preset: str, batches: tuple[JointBatch, JointBatch]) -> Callable[[]
     return lambda: step(inner_losses, outer_loss)
 
 
+def profile(step: Callable[[], list[float]]) -> dict[str, float]:
+    """Per cent of a step's processor time in each operation itself, those of one per cent and more."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        step()
+    times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    whole = sum(times.values())
+    ranked = sorted(times.items(), key=lambda item: -item[1])
+    return {name: round(100 * time / whole, 1) for name, time in ranked if time >= whole / 100}
+
+
 def main(kind: str, preset: str, side: int, batch: int, threads: int, settings: dict) -> None:
     """Take steps as long as somebody asks for them."""
     torch.set_num_threads(threads)
@@ -99,6 +110,9 @@ def main(kind: str, preset: str, side: int, batch: int, threads: int, settings: 
         if line.strip() == "end":
             print(json.dumps({"peak_mib": neighbour("one_detector").peak_mib()}), flush=True)
             return
+        if line.strip() == "profile":
+            print(json.dumps(profile(step)), flush=True)
+            continue
         began, processor = time.perf_counter(), time.process_time()
         losses = step()
         seconds = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - processor}

@@ -15,6 +15,7 @@ from reports.hypergradient import (
     OVERALL,
     agreement,
     audit_rows,
+    audit_table,
     hypergradient_figure,
     main,
     read_history,
@@ -54,6 +55,18 @@ def test_signs_are_counted_over_tasks_with_a_product() -> None:
     assert agreement(rows, 1.0) == pytest.approx(2 / 3)
     assert agreement(rows, 0.1) == 1.0
     assert agreement(rows, 7.0) is None
+    assert agreement(rows, 1.0, "iso") == 0.5
+    assert agreement(rows, 1.0, "make") == 1.0
+
+
+def test_table_has_a_row_a_task_with_its_errors_and_signs() -> None:
+    head, rule, *rows = audit_table(audit_rows(HISTORY)).splitlines()
+    assert head == "| task | error at 1 ε | signs | error at 0.1 ε | signs |"
+    assert rule == "|---|---|---|---|---|"
+    assert rows[0] == "| iso | 87.5% (150%) | 50% | 17.5% (25%) | 100% |"
+    assert rows[1] == "| make | 100.0% (100%) | 100% | 0.0% (0%) | 100% |"
+    assert rows[2].startswith(f"| {OVERALL} | ")
+    assert "| 67% |" in rows[2]
 
 
 def test_figure_draws_the_medians_of_each_task() -> None:
@@ -72,7 +85,8 @@ def test_a_history_becomes_a_table_and_a_picture(tmp_path: Path, capsys: pytest.
     source.write_text("".join(json.dumps(row) + "\n" for row in HISTORY))
     assert read_history(source) == HISTORY
     assert main([str(source), str(tmp_path / "out")]) == 0
-    table, picture = map(Path, capsys.readouterr().out.split())
+    table, text, picture = map(Path, capsys.readouterr().out.split())
+    assert text.read_text() == audit_table(audit_rows(HISTORY))
     assert picture.read_bytes().startswith(b"\x89PNG")
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))

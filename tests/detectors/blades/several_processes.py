@@ -1,4 +1,7 @@
-"""Trains a tiny encoder for three steps: `several_processes.py OUT STEP SIZE RANK PORT`; the first one writes OUT."""
+"""Trains a tiny encoder for three steps: `several_processes.py OUT KIND SIZE RANK PORT`; the first one writes OUT.
+
+KIND: `joint`, or the bi-level step: `bilevel`, with the `difference`, or `lagged`.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,20 @@ def main() -> None:
         where = f"tcp://127.0.0.1:{port}"
         distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=size)
     settings = {"work_size": 32, "freeze_batchnorm": True}
-    make = BladesBilevelStep if kind == "bilevel" else BladesJointStep
-    if kind == "bilevel":
-        settings["lambda_lr"] = 1e-2
-    step = make(EncoderConfig.tiny(), settings, images(), Protocol.named("paper"))
-    recipe = Recipe(recipe="t", detector="blades-oc", step=kind, epochs=3, batch_size=16, lr=1e-3, seed=2)
+    make = BladesJointStep if kind == "joint" else BladesBilevelStep
+    if kind != "joint":
+        settings |= {"lambda_lr": 1e-2, "lagged": kind == "lagged"}
+    protocol = Protocol.named("paper", hypergradient="finite_difference" if kind == "difference" else "exact")
+    step = make(EncoderConfig.tiny(), settings, images(), protocol)
+    recipe = Recipe(
+        recipe="t",
+        detector="blades-oc",
+        step="joint" if kind == "joint" else "bilevel",
+        epochs=3,
+        batch_size=16,
+        lr=1e-3,
+        seed=2,
+    )
     told: list[str] = []
     result = train(step, recipe, threads=1, emit=lambda event: told.append(event.kind))
     if rank == 0:

@@ -181,6 +181,41 @@ def test_no_outer_gradient_gives_zero_and_a_bad_one_gives_nan(method: Any) -> No
     assert torch.isnan(bad).all()
 
 
+def shared(p: Params) -> Tensor:
+    """Gradients of a and b are one tensor, that of c has no memory of its own."""
+    return torch.stack([((p["a"] + p["b"]) ** 2).sum(), p["c"].sum()])
+
+
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_gradients_that_share_memory_are_not_mixed_up(method: Any) -> None:
+    params = {n: torch.linspace(k, k + 1, 4, dtype=torch.float64) for k, n in enumerate("abc")}
+
+    def outer(p: Params) -> Tensor:
+        return (p["a"] ** 3 * p["b"] * p["c"]).sum()
+
+    weights = torch.tensor([0.7, 1.3], dtype=torch.float64, requires_grad=True)
+    leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
+    gradients = torch.autograd.grad(weights @ shared(leaves), list(leaves.values()), create_graph=True)
+    ahead = {n: params[n] - 0.1 * (g + 0.2 * params[n]) for n, g in zip(leaves, gradients, strict=True)}
+    (expected,) = torch.autograd.grad(outer(ahead), weights)
+    found = hypergradient(shared, outer, params, weights.detach(), 0.1, weight_decay=0.2, method=method)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
+def test_nowhere_to_go_looks_at_theta_alone() -> None:
+    places = []
+
+    def tasks(p: Params) -> Tensor:
+        places.append(p["a"].clone())
+        return torch.stack([(p["a"] ** 2).sum(), p["a"].sum()])
+
+    params = {"a": torch.ones(3, dtype=torch.float64)}
+    weights = torch.ones(2, dtype=torch.float64)
+    found = hypergradient(tasks, lambda p: p["a"].sum() * 0, params, weights, 0.1, method="finite_difference")
+    assert torch.equal(found, torch.zeros(2, dtype=torch.float64))
+    assert all(torch.equal(place, params["a"]) for place in places)
+
+
 def test_unknown_method_and_senseless_eps_are_refused() -> None:
     tasks, outer, theta = small(3, 2)
     weights = torch.ones(2, dtype=torch.float64)

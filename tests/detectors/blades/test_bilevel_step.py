@@ -1,4 +1,4 @@
-"""The bi-level training step: its numbers against double backward, its switches, its options, and how it fails."""
+"""The bi-level training step: its numbers against double backward, its switches, and how it fails."""
 
 from __future__ import annotations
 
@@ -7,101 +7,32 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from bilevel_support import (
+    ORDINAL,
+    PAPER,
+    PLACE,
+    TINY,
+    Reference,
+    adamw,
+    drawn,
+    images,
+    made,
+    numbers,
+    recipe,
+    trained,
+)  # fmt: skip
 from torch import Tensor, nn
 
 from detectors.blades.bilevel import hypergradient
 from detectors.blades.bilevel_step import BilevelBatch, BladesBilevelStep
-from detectors.blades.config import EncoderConfig
-from detectors.blades.encoder import batch_statistics_only
-from detectors.blades.image_tower import BladesImageTower, BladesPreprocess
+from detectors.blades.image_tower import BladesImageTower
 from detectors.blades.joint import BladesJointStep
-from detectors.blades.losses import task_loss, task_losses
 from harness.api.errors import ConfigError, DataError
 from harness.api.protocol import Protocol
 from harness.api.trainer import train
-from harness.api.training import Place, Recipe, TrainingError, TrainingImages, stream
-
-TINY = EncoderConfig.tiny()
-ORDINAL, PAPER = ("iso", "aperture", "exposure_time", "focal_length"), Protocol.named("paper")
-PLACE = Place("t", 3, 2, 2e-3, 5e-3)
-
-
-def images(outer: int = 12, known: tuple[str, ...] = (*ORDINAL, "make")) -> TrainingImages:
-    """Noise images with levels and makes; three in four are labelled."""
-    counts = {"train": 24, "outer": outer, "select": 4}
-    digests = {s: [f"{s}{i}" for i in range(n)] for s, n in counts.items()}
-
-    def tags(split: str) -> dict[str, np.ndarray]:
-        values = {name: stream(3, split, name).integers(0, 3, counts[split]).astype(np.int16) for name in known}
-        return {name: np.where(np.arange(len(v)) % 4 == 3, -1, v).astype(np.int16) for name, v in values.items()}
-
-    return TrainingImages(
-        read=lambda split, i: stream(1, split, i).integers(0, 256, (32, 32, 3)).astype(np.uint8),
-        labels={s: np.zeros(n, np.int8) for s, n in counts.items()},
-        generators={s: [""] * n for s, n in counts.items()},
-        digests=digests,
-        preprocess=BladesPreprocess(32),
-        tags={s: tags(s) for s in counts},
-        tag_levels=3,
-    )
-
-
-def made(
-    protocol: Protocol = PAPER, double: bool = True, data: TrainingImages | None = None, **settings: Any
-) -> BladesBilevelStep:
-    """A started step, in float64 unless asked otherwise."""
-    step = BladesBilevelStep(TINY, {"work_size": 32, **settings}, data or images(), protocol)
-    step.start(5, "cpu")
-    if double:
-        step.encoder.double()
-        step.weight_vector.data = step.weight_vector.data.double()
-    return step
-
-
-def drawn(step: BladesBilevelStep, size: int = 8) -> BilevelBatch:
-    batch = step.batch(0, 0, size, 42)
-    dtype = step.encoder.logit_scale.dtype
-    return BilevelBatch(*(part._replace(inputs=part.inputs.to(dtype)) for part in batch))
-
-
-def adamw(step: BladesBilevelStep, lr: float = PLACE.lr) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(step.parameters(), lr=lr, weight_decay=1e-3)
-
-
-class Reference:
-    """METHOD's step through plain rows of prompts, all of them in both passes, by double backward."""
-
-    def __init__(self, step: BladesBilevelStep, batch: BilevelBatch) -> None:
-        self.step, self.batch = step, batch
-        self.encoder = copy.deepcopy(step.encoder).train()
-        self.theta = {name: p.detach().clone() for name, p in step.encoder.named_parameters()}
-
-    def logits(self, params: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        with batch_statistics_only(self.encoder):
-            return torch.func.functional_call(self.encoder, params, (inputs, self.step.tokens))
-
-    def tasks(self, params: dict[str, Tensor]) -> Tensor:
-        inner = self.batch.inner
-        return task_losses(self.logits(params, inner.inputs), inner.labels, inner.masks, table=self.step.table)
-
-    def outer(self, params: dict[str, Tensor]) -> Tensor:
-        outer = self.batch.outer
-        return task_loss(self.step.table["face_coarse"], self.logits(params, outer.inputs), outer.labels)
-
-    def by_double_backward(self, weights: Tensor, lr: float, decay: float = 0.0) -> Tensor:
-        leaves = {k: p.clone().requires_grad_() for k, p in self.theta.items()}
-        weights = weights.clone().requires_grad_()
-        gradients = torch.autograd.grad(weights @ self.tasks(leaves), list(leaves.values()), create_graph=True)
-        ahead = {k: self.theta[k] - lr * (g + decay * self.theta[k]) for k, g in zip(leaves, gradients, strict=True)}
-        (found,) = torch.autograd.grad(self.outer(ahead), weights)
-        return found
-
-
-def numbers(values: dict[str, float]) -> Tensor:
-    return torch.tensor(list(values.values()), dtype=torch.float64)
+from harness.api.training import Place, TrainingError
 
 
 def test_hypergradient_of_the_encoder_is_double_backwards() -> None:
@@ -113,6 +44,64 @@ def test_hypergradient_of_the_encoder_is_double_backwards() -> None:
     known = [i for i, name in enumerate(step.table.names) if name in (*ORDINAL, "make", "face_coarse", "face_fine")]
     assert (scaled[known].abs() > 1e-9).all()
     torch.testing.assert_close(numbers(found), scaled, rtol=1e-8, atol=1e-14)
+
+
+def double_backward(step: BladesBilevelStep) -> tuple[Tensor, Tensor]:
+    """The hypergradient of a step's update, and what it should be."""
+    batch = drawn(step)
+    expected = Reference(step, batch).by_double_backward(step.weight_vector.detach(), PLACE.lr)
+    found = step.update(batch, adamw(step), PLACE).more["hypergradient"]
+    return numbers(found), expected * PLACE.base_lr / PLACE.lr
+
+
+def test_five_levels_and_another_slope_of_the_ranking_loss_are_double_backwards_too() -> None:
+    slopes = [2.0, 1 / math.sqrt(2)]
+    steps = [
+        made(Protocol.named("paper", ranking_scale=s), data=images(levels=n), levels=n) for n in (3, 5) for s in slopes
+    ]
+    products = []
+    for step in steps:
+        found, expected = double_backward(step)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-14)
+        products.append(found[:4])
+    assert all((a - b).abs().min() > 1e-9 for a, b in ((products[0], products[1]), (products[2], products[3])))
+
+
+def frozen(protocol: Protocol = PAPER, **settings: Any) -> BladesBilevelStep:
+    """A step whose BatchNorm is frozen at running statistics that are not those of any batch."""
+    step = made(protocol, freeze_batchnorm=True, **settings)
+    generator = torch.Generator().manual_seed(3)
+    for layer in step.encoder.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.3, generator=generator)  # type: ignore[union-attr]
+            layer.running_var.uniform_(0.5, 2, generator=generator)  # type: ignore[union-attr]
+    return step
+
+
+@pytest.mark.parametrize("checkpointing", [False, True, "outer"])
+def test_frozen_batchnorm_uses_its_running_statistics_and_keeps_them(checkpointing: Any) -> None:
+    step = frozen(checkpointing=checkpointing)
+    before = {name: b.clone() for name, b in step.encoder.named_buffers()}
+    found, expected = double_backward(step)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-14)
+    assert all(torch.equal(b, before[name]) for name, b in step.encoder.named_buffers())
+
+
+def test_frozen_batchnorm_is_one_function_in_every_pass_of_the_difference() -> None:
+    step = frozen(Protocol.named("paper", hypergradient="finite_difference", bn_updates=4))
+    before = {name: b.clone() for name, b in step.encoder.named_buffers()}
+    batch = drawn(step)
+    reference = Reference(step, batch)
+    weights = step.weight_vector.detach()
+    expected = hypergradient(
+        reference.tasks, reference.outer, reference.theta, weights, PLACE.lr, method="finite_difference"
+    )
+    told = step.update(batch, adamw(step), PLACE)
+    losses = reference.tasks(reference.theta)
+    torch.testing.assert_close(numbers(told.losses), losses.detach(), rtol=1e-10, atol=1e-12)
+    found = numbers(told.more["hypergradient"])
+    torch.testing.assert_close(found, expected * PLACE.base_lr / PLACE.lr, rtol=1e-6, atol=1e-12)
+    assert all(torch.equal(b, before[name]) for name, b in step.encoder.named_buffers())
 
 
 def test_released_protocol_takes_the_difference_the_decay_and_the_scheduled_rate() -> None:
@@ -151,18 +140,6 @@ def test_lambda_moves_by_adam_and_theta_by_adamw_with_the_new_lambda(method: Any
         # Adam divides by the gradient's size: where it is rounding alone, so is the direction
         solid = moved[name].grad.abs() > 1e-9  # type: ignore[union-attr]
         torch.testing.assert_close(p[solid], moved[name][solid], rtol=0, atol=1e-9)
-
-
-def recipe(**changes: Any) -> Recipe:
-    return Recipe(**{
-        "recipe": "t", "detector": "blades-oc", "step": "bilevel", "epochs": 2, "batch_size": 8, "lr": 3e-3, "seed": 5,
-        **changes,
-    })  # fmt: skip
-
-
-def trained(protocol: Protocol = PAPER, settings: dict[str, Any] | None = None, **changes: Any) -> Any:
-    step = BladesBilevelStep(TINY, {"work_size": 32, **(settings or {})}, images(), protocol)
-    return train(step, recipe(**changes))
 
 
 def test_without_a_rate_for_lambda_it_is_joint_training() -> None:
@@ -215,135 +192,13 @@ def test_running_statistics_move_as_often_as_the_protocol_says(method: Any, coun
     assert tracked.item() == count
 
 
-def close_runs(one: Any, other: Any, tolerance: float) -> None:
-    for mine, theirs in zip(one.history, other.history, strict=True):
-        assert mine["losses"] == pytest.approx(theirs["losses"], rel=tolerance, abs=tolerance)
-        assert mine["lambda"] == pytest.approx(theirs["lambda"], rel=0, abs=tolerance)
-
-
-@pytest.mark.parametrize("method", ["exact", "finite_difference"])
-def test_checkpointing_gives_the_same_numbers_and_keeps_less(method: Any) -> None:
-    protocol = Protocol.named("paper", hypergradient=method, bn_updates=4)
-    plain, saving = trained(protocol), trained(protocol, {"checkpointing": True})
-    close_runs(plain, saving, 1e-6)
-    for name, value in plain.tensors.items():
-        torch.testing.assert_close(saving.tensors[name], value, rtol=1e-5, atol=1e-6)
-    kept = []
-    for settings in ({}, {"checkpointing": True}):
-        step = made(protocol, **settings)
-        passes = step._passes(drawn(step))
-        seen: dict[int, int] = {}
-
-        def pack(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
-            seen[tensor.data_ptr()] = tensor.numel()
-            return tensor
-
-        step.encoder.train()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            passes.losses("theta")
-        kept.append(sum(seen.values()))
-    assert kept[1] < 0.8 * kept[0]
-
-
-@pytest.mark.parametrize("method", ["exact", "finite_difference"])
-def test_checkpointing_the_outer_pass_gives_the_same_numbers_and_keeps_less_there(method: Any) -> None:
-    protocol = Protocol.named("paper", hypergradient=method)
-    plain, saving = trained(protocol), trained(protocol, {"checkpointing": "outer"})
-    close_runs(plain, saving, 1e-6)
-    for name, value in plain.tensors.items():
-        torch.testing.assert_close(saving.tensors[name], value, rtol=1e-5, atol=1e-6)
-    kept = {}
-    for settings in ({}, {"checkpointing": "outer"}):
-        step = made(protocol, **settings)
-        passes = step._passes(drawn(step))
-        step.encoder.train()
-        for name, run in (("inner", lambda p=passes: p.losses("theta")), ("outer", passes.outer)):
-            seen: dict[int, int] = {}
-
-            def pack(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
-                seen[tensor.data_ptr()] = tensor.numel()
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                run()
-            kept[name, bool(settings)] = sum(seen.values())
-    assert kept["outer", True] < 0.8 * kept["outer", False]
-    assert kept["inner", True] == kept["inner", False]
-
-
-def test_a_compiled_network_cannot_checkpoint_one_pass_alone() -> None:
-    with pytest.raises(ConfigError, match="compiled network"):
-        made(Protocol.named("paper"), checkpointing="outer", compile=True)
-
-
-def test_layout_changes_numbers_by_rounding_alone() -> None:
-    close_runs(trained(), trained(settings={"channels_last": False}), 2e-3)
-
-
-def test_bf16_stays_near_and_the_difference_stays_in_float32() -> None:
-    step, half = made(double=False), made(double=False, precision="bf16")
-    batch = drawn(step)
-    expected, found = (s.update(batch, adamw(s), PLACE) for s in (step, half))
-    assert found.losses == pytest.approx(expected.losses, rel=0.05, abs=0.02)
-    assert found.losses != expected.losses
-    one, other = (numbers(told.more["hypergradient"]) for told in (expected, found))
-    assert (one - other).norm() < 0.5 * one.norm()
-    passes = half._passes(batch)
-    with torch.no_grad():
-        inner = [passes.losses(at) for at in ("plus", "theta")]  # type: ignore[arg-type]
-    full = step._passes(batch)
-    half.encoder.load_state_dict(step.encoder.state_dict())
-    assert all(value.dtype == torch.float32 for value in inner)
-    with torch.no_grad():
-        assert torch.equal(passes.losses("plus"), full.losses("plus"))
-        assert not torch.equal(passes.losses("theta"), full.losses("theta"))
-
-
-def test_lagged_goes_backward_once_less() -> None:
-    counts = []
-    for lagged in (False, True):
-        step = made(lagged=lagged)
-        calls: list[int] = []
-        step.encoder.image.fc.register_full_backward_hook(lambda *_, calls=calls: calls.append(1))
-        step.update(drawn(step), adamw(step), PLACE)
-        counts.append(len(calls))
-    assert counts == [3, 2]
-
-
-def test_convolutions_at_theta_are_computed_once_for_the_exact_product() -> None:
-    step = made()
-    calls: list[str] = []
-    layer = step.encoder.image.net.embedder.embedder.convolution
-    layer.register_forward_pre_hook(lambda *_: calls.append("forward"))
-    original = torch.nn.functional.conv2d
-    computed: list[tuple[int, ...]] = []
-
-    def counted(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        computed.append(tuple(weight.shape))
-        return original(x, weight, *rest)
-
-    torch.nn.functional.conv2d = counted
-    try:
-        step.update(drawn(step), adamw(step), PLACE)
-    finally:
-        torch.nn.functional.conv2d = original
-    assert len(calls) == 3  # θ, θ′, forward mode
-    stem = tuple(layer.weight.shape)
-    assert computed.count(stem) == 3  # θ, θ′, and the weight's tangent: images have none
-
-
-@pytest.mark.slow
-def test_compiled_forwards_give_the_same_numbers() -> None:
-    close_runs(trained(epochs=1), trained(settings={"compile": True}, epochs=1), 2e-3)
-
-
 def snapshot(step: BladesBilevelStep, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     inner = [t for state in optimizer.state.values() for t in state.values()]
     return [t.detach().clone() for t in (*step.encoder.state_dict().values(), *step.training_state().values(), *inner)]
 
 
-def spoil(part: str) -> Callable[[BilevelBatch], BilevelBatch]:
-    def change(batch: BilevelBatch) -> BilevelBatch:
+def spoil(part: str) -> Callable[[BilevelBatch, BladesBilevelStep], BilevelBatch]:
+    def change(batch: BilevelBatch, step: BladesBilevelStep) -> BilevelBatch:
         one = getattr(batch, part)
         inputs = one.inputs.clone()
         inputs[0] = math.nan
@@ -352,17 +207,49 @@ def spoil(part: str) -> Callable[[BilevelBatch], BilevelBatch]:
     return change
 
 
+def spoil_backward(number: int) -> Callable[[BilevelBatch, BladesBilevelStep], BilevelBatch]:
+    """The gradient of one parameter is NaN in the backward pass of that number."""
+
+    def change(batch: BilevelBatch, step: BladesBilevelStep) -> BilevelBatch:
+        calls: list[int] = []
+
+        def hook(gradient: Tensor) -> Tensor:
+            calls.append(1)
+            return gradient * math.nan if len(calls) == number else gradient
+
+        step.encoder.logit_scale.register_hook(hook)
+        return batch
+
+    return change
+
+
+def as_it_is(batch: BilevelBatch, step: BladesBilevelStep) -> BilevelBatch:
+    return batch
+
+
+GRADIENT = r"gradient is not finite: {}(.|\n)*images train"
+FAR = Place("t", 3, 2, 2e-3, math.inf)
+"""A rate that makes the factor in front of the product infinite."""
+
+
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 @pytest.mark.parametrize(
-    ("settings", "change", "said"),
+    ("settings", "change", "place", "said"),
     [
-        ({}, spoil("inner"), r"loss is not finite: iso = nan(.|\n)*step 3 \(epoch 2\), images train"),
-        ({}, spoil("outer"), r"outer loss is not finite: face_coarse = nan(.|\n)*images outer"),
-        ({"lambda_lr": 3e37}, lambda batch: batch, r"gradient is not finite(.|\n)*images train"),
+        ({}, spoil("inner"), PLACE, r"loss is not finite: iso = nan(.|\n)*step 3 \(epoch 2\), images train"),
+        ({}, spoil("outer"), PLACE, r"outer loss is not finite: face_coarse = nan(.|\n)*images outer"),
+        ({"lambda_lr": 3e37}, as_it_is, PLACE, GRADIENT.format("(.|\n)*face_coarse = (inf|nan)")),
+        ({"lambda_init": {"iso": 3e38}}, as_it_is, PLACE, GRADIENT.format("iso = (inf|nan)(?!,)")),
+        (
+            {"lambda_init": {"iso": 3e38}, "lagged": True, "checkpointing": True},
+            as_it_is, PLACE, GRADIENT.format("iso = (inf|nan)(?!,)"),
+        ),
+        ({}, spoil_backward(2), PLACE, r"outer gradient is not finite: face_coarse = nan(.|\n)*images outer"),
+        ({}, as_it_is, FAR, r"hypergradient is not finite: (.|\n)*face_coarse = -?inf(.|\n)*images train"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_finite_stops_the_training_and_leaves_everything_as_it_was(
-    method: Any, settings: dict[str, Any], change: Callable[[BilevelBatch], BilevelBatch], said: str
+    method: Any, settings: dict[str, Any], change: Any, place: Place, said: str
 ) -> None:
     protocol = Protocol.named("paper", hypergradient=method, bn_updates=4)
     warm = made(protocol, double=False)
@@ -371,16 +258,40 @@ def test_what_is_not_finite_stops_the_training_and_leaves_everything_as_it_was(
     warm_optimizer = adamw(warm)
     warm.update(drawn(warm), warm_optimizer, PLACE)  # so that both optimisers have a state to lose
     step.load_state(warm.state())
-    step.load_training_state(warm.training_state())
+    kept = warm.training_state()
+    kept["lambda"] = step.training_state()["lambda"]
+    step.load_training_state(kept)
     optimizer.load_state_dict(warm_optimizer.state_dict())
     before = snapshot(step, optimizer)
     with pytest.raises(TrainingError, match=said):
-        step.update(change(drawn(step)), optimizer, PLACE)
+        step.update(change(drawn(step), step), optimizer, place)
     after = snapshot(step, optimizer)
     assert len(before) == len(after) > 50
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(p.grad is None for p in step.parameters())
-    assert all("forward" not in vars(m) for m in step.encoder.modules())
+    assert all("forward" not in vars(m) for m in step.encoder.modules()) or settings.get("checkpointing")
+
+
+def test_an_error_after_lambda_moved_brings_it_back() -> None:
+    step = made(lambda_lr=0.1)
+    optimizer = adamw(step)
+    before = snapshot(step, optimizer)
+
+    class Stopped(Exception):
+        pass
+
+    calls: list[int] = []
+
+    def hook(gradient: Tensor) -> None:
+        calls.append(1)
+        if len(calls) == 3:  # the backward with the new λ
+            raise Stopped
+
+    step.encoder.logit_scale.register_hook(hook)
+    with pytest.raises(Stopped):
+        step.update(drawn(step), optimizer, PLACE)
+    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(step, optimizer), strict=True))
+    assert step.training_state().keys() == {"lambda"}
 
 
 def test_a_batch_of_one_has_no_pairs() -> None:

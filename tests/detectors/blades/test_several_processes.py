@@ -38,7 +38,7 @@ def run(out: Path, kind: str, size: int) -> None:
         assert process.returncode == 0, said
 
 
-@pytest.mark.parametrize("kind", ["joint", "bilevel"])
+@pytest.mark.parametrize("kind", ["joint", "bilevel", "difference", "lagged"])
 def test_two_processes_make_the_steps_of_one(tmp_path: Path, kind: str) -> None:
     for size in (1, 2):
         run(tmp_path / str(size), kind, size)
@@ -55,9 +55,10 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, kind: str) -> None:
     assert len(history) == len(shared) == 3
     for row, other in zip(history, shared, strict=True):
         assert other["losses"] == pytest.approx(row["losses"], abs=1e-5)
-        if kind == "bilevel":
-            assert other["lambda"] == pytest.approx(row["lambda"], abs=1e-5)
-            assert other["hypergradient"] == pytest.approx(row["hypergradient"], rel=1e-3, abs=1e-9)
+        if kind != "joint":
+            near = 1e-2 if kind == "difference" else 1e-3  # the difference of two float32 losses has fewer digits
+            assert other["lambda"] == pytest.approx(row["lambda"], abs=1e-5 if kind != "difference" else 1e-4)
+            assert other["hypergradient"] == pytest.approx(row["hypergradient"], rel=near, abs=1e-6)
     assert any(abs(row["losses"]["iso"]) > 1e-3 for row in history)  # pairs across processes were counted
     assert shared_metrics == pytest.approx(metrics, abs=1e-5)
     (first, told), (second, silent) = (json.loads((tmp_path / "2" / f"rank{rank}.json").read_text()) for rank in (0, 1))
