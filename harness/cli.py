@@ -60,6 +60,9 @@ def run(
     profile: Annotated[str | None, typer.Option(help="demo or full. [default: full if ./data is there]")] = None,
     protocol: Annotated[str | None, typer.Option(help="paper, released or clean.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with the images. [default: ./data]")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Start from what `data index` wrote of the data root; read no image before.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a key; repeatable.")] = None,
     detectors: Annotated[str | None, typer.Option(help="Only these rows, separated by commas.")] = None,
@@ -93,7 +96,8 @@ def run(
     from harness.verbs.run import RunRequest, run_suite
 
     request = RunRequest(
-        suite=suite, profile=profile, protocol=protocol, data_root=data_root, out=out, settings=tuple(set_ or ()),
+        suite=suite, profile=profile, protocol=protocol, data_root=data_root, manifest=manifest, out=out,
+        settings=tuple(set_ or ()),
         detectors=tuple(d.strip() for d in detectors.split(",") if d.strip()) if detectors else None,
         limit=limit, engine=engine, ray_address=ray_address, require_all=require_all, dry_run=dry_run,
         match_format=match_format, rotate=rotate,

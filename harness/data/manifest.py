@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,10 @@ from harness.data.layouts import DataSpec, FoundSet, Layout, canonical_name, fin
 from harness.data.lists import ListResolver, read_list
 from harness.data.problems import Problem, about, require
 from harness.data.splits import split_seen_generator, split_train_list, split_without_lists
-from harness.data.tables import MOST_ROWS, PART_ROWS, read_table, table_parts, table_rows, write_table
+from harness.data.tables import MOST_ROWS, PART_ROWS, read_table, table_columns, table_parts, table_rows, write_table
+
+if TYPE_CHECKING:
+    from harness.data.splits import Keys
 
 COLUMNS: dict[str, str] = {
     "sha256": "str",
@@ -37,6 +40,8 @@ COLUMNS: dict[str, str] = {
     "bytes": "int64",
 }
 """Columns of a manifest and their types, in order."""
+DIGESTED = ("label", "generator", "dataset", "split", "order", "sha256", "group")
+"""Columns that :func:`manifest_digest` is about, in the order of a line of its text; the first five sort the lines."""
 
 OnBadImage = Literal["stop", "skip"]
 _TEST, _TRAIN, _NO_LIST = "test list", "train list", "no list"
@@ -86,6 +91,7 @@ def build_manifest(
     spec: DataSpec | None = None,
     *,
     seen: Collection[str] = (),
+    known: Collection[str] = (),
     allow_outside: bool = False,
     on_bad_image: OnBadImage = "stop",
     decode: Decode = "header",
@@ -99,6 +105,7 @@ def build_manifest(
         root: the data root.
         spec: what the suite tests on; the paper's when None.
         seen: generators that some detector is trained on; their images are split by hash.
+        known: generators that a weights file was trained on; as `seen`, but they need not be here.
         allow_outside: let lists and links leave the root.
         on_bad_image: faulty files are errors ("stop") or left out with a warning ("skip").
         decode: "none" digests files only (sizes and formats stay empty), "header" reads headers, "full" decodes.
@@ -124,6 +131,7 @@ def build_manifest(
     table = _drop_copies(table, notes)
     seen_names = {canonical_name(name, spec.aliases) for name in seen}
     problems += _unknown_seen(seen_names, table, str(layout.root))
+    seen_names |= {canonical_name(name, spec.aliases) for name in known} & set(table["generator"])
     table["split"] = pd.Series(_splits(table, spec, seen_names, seed, notes), dtype="str")
     table = _keep_report_apart(table, problems, str(layout.root))
     problems += _shared_content(table, str(layout.root))
@@ -294,22 +302,52 @@ def _shared_content(table: pd.DataFrame, root: str) -> list[Problem]:
 
 def conform(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with exactly the columns and types of a manifest; `DataError` names what is missing."""
-    missing = [c for c in COLUMNS if c not in table.columns]
-    if missing:
-        raise DataError(f"a manifest lacks the columns {', '.join(missing)}", fix="write it with `harness data index`")
+    _require_columns(table.columns, None)
     return table[list(COLUMNS)].astype(COLUMNS).reset_index(drop=True)
 
 
-def manifest_digest(table: pd.DataFrame) -> str:
-    """sha256 of what a manifest means: content, class, generator, dataset, split, order, group; never a path."""
-    columns = ["label", "generator", "dataset", "split", "order", "sha256", "group"]
-    ordered = table.sort_values(columns[:5], kind="stable")[columns]
+def _require_columns(names: Collection[str], path: Path | None) -> None:
+    missing = [c for c in COLUMNS if c not in names]
+    if missing:
+        what = f"a manifest lacks the columns {', '.join(missing)}"
+        raise DataError(what, path, "write it with `harness data index`")
+
+
+def require_columns(path: Path) -> None:
+    """`DataError` where a written manifest cannot be read, or lacks columns that anything here reads."""
+    with _readable(path):
+        names = table_columns(path)
+    _require_columns(names, path)
+
+
+def manifest_digest(table: pd.DataFrame, keys: Keys | None = None) -> str:
+    """sha256 of what a manifest means: content, class, generator, dataset, split, order, group; never a path.
+
+    Args:
+        keys: gives the sha256 of rows of the table where it has no such column; where it has no column `group`, each
+            image is a group of its own.
+    """
+    columns = DIGESTED[:5]
+    order = np.lexsort([_ranks(table[c]) for c in reversed(columns)])
     digest = hashlib.sha256()
-    for start in range(0, len(ordered), 2**16):  # a million rows as text would be a quarter of a gigabyte
-        part = ordered.iloc[start : start + 2**16]
-        lines = map("\t".join, zip(*(part[c].astype("str").tolist() for c in columns), strict=True))
+    for start in range(0, len(order), 2**16):  # a million rows as text would be a quarter of a gigabyte
+        rows = order[start : start + 2**16]
+        texts = [table[c].iloc[rows].astype("str").tolist() for c in columns]
+        sha = table["sha256"].iloc[rows].tolist() if keys is None else list(keys(rows))
+        group = table["group"].iloc[rows].tolist() if "group" in table else sha
+        lines = map("\t".join, zip(*texts, sha, group, strict=True))
         digest.update(("\n".join(lines) + "\n").encode())
     return digest.hexdigest()
+
+
+def _ranks(column: pd.Series) -> np.ndarray:
+    """Numbers ``[N]`` that sort as the values of a column; categories sort as their words."""
+    if column.dtype.kind in "iu":
+        return column.to_numpy()
+    codes, names = pd.factorize(column)
+    ranks = np.empty(len(names), np.int32)
+    ranks[np.argsort(np.array([str(name) for name in names], object))] = np.arange(len(names))
+    return ranks[codes]
 
 
 def write_manifest(table: pd.DataFrame, path: str | os.PathLike[str], *, most_rows: int = MOST_ROWS) -> Path:

@@ -56,13 +56,38 @@ def write_table(
     Raises:
         StoreError: it cannot be written; nothing partial is left.
     """
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _placed(path) as temporary:
         if rows > most_rows:
             _write_dataset(frames, temporary, by, part_rows)
         else:
             _write_file(_groups(frames, part_rows), temporary)
+    return path
+
+
+def copy_table(source: Path, path: Path) -> Path:
+    """Copy a table, in the form it has, in place of what is there; the path. Of a dataset, its parts and nothing else.
+
+    Raises:
+        StoreError: it cannot be read or written; nothing partial is left.
+    """
+    with _placed(path) as temporary:
+        for file in table_files(source):
+            copied = temporary / file.relative_to(source) if source.is_dir() else temporary
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as read, copied.open("wb") as write:
+                shutil.copyfileobj(read, write, 2**20)
+                write.flush()
+                os.fsync(write.fileno())
+    return path
+
+
+@contextlib.contextmanager
+def _placed(path: Path) -> Iterator[Path]:
+    """A path to write a table to; it is put in place when all of it is there."""
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         _put(temporary, path)
     except OSError as error:
         fix = (
@@ -73,7 +98,6 @@ def write_table(
         raise StoreError(f"cannot write {path.name}: {error.strerror or error}", where=path.parent, fix=fix) from error
     finally:
         _remove(temporary)
-    return path
 
 
 def _groups(frames: Iterable[pd.DataFrame], most: int) -> Iterator[pa.Table]:
@@ -180,6 +204,16 @@ def table_rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
     return sum(int(pq.read_metadata(file).num_rows) for file in table_files(path))
+
+
+def table_columns(path: Path) -> list[str]:
+    """Names of the columns, in no stated order; errors as of :func:`table_parts`."""
+    import pyarrow.parquet as pq
+
+    first = next(iter(_sources(path)), None)
+    if first is None:
+        raise ValueError("the folder holds no part of a table")
+    return [*pq.read_schema(first.path).names, *([first.column] if first.column else [])]
 
 
 class _Source(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.api.errors import ConfigError, DataError
 from harness.api.events import Event, Listener
+from harness.engine.frames import Roster
 from harness.engine.keys import digest_of
 from harness.engine.source import source_digest
 from harness.results.digests import digests_array, order_of, row_type, words
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.data.layouts import DataSpec
-    from harness.data.splits import Draws
+    from harness.data.splits import Draws, Keys
     from harness.engine.suite import Suite
+    from harness.engine.written import Written
 
 
 @dataclass(frozen=True)
 class RunData:
     """Manifest, digests ``[N] S32`` of its rows, test sets, the rows that these name (each image once), notes for the
-    record, images left out."""
+    record, images left out; the file that the manifest was read of, where there is one."""
 
     root: Path
     manifest: pd.DataFrame
@@ -36,6 +38,21 @@ class RunData:
     cell_rows: np.ndarray
     notes: tuple[str, ...]
     skipped: int
+    written: Written | None = None
+
+    def put_manifest(self, path: Path) -> str:
+        """Write `manifest.parquet` of the run; its digest.
+
+        Raises:
+            DataError: the file that it was read of changed since. StoreError: it cannot be written.
+        """
+        from harness.data.manifest import manifest_digest, write_manifest
+
+        if self.written is None:
+            write_manifest(self.manifest, path)
+            return manifest_digest(self.manifest)
+        self.written.copy(path)
+        return self.written.digest(self.manifest, Roster(self.manifest, self.images).sha256)
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -128,8 +145,8 @@ def _repeated(values: np.ndarray) -> np.ndarray:
 
 
 def prepare_data(
-    suite: Suite, root: Path, store: Store, *, seen: Sequence[str], limit: int | None, allow_outside: bool,
-    on_bad_image: str, workers: int | None, emit: Listener,
+    suite: Suite, root: Path, store: Store, *, seen: Sequence[str], known: Sequence[str] = (), limit: int | None,
+    allow_outside: bool, on_bad_image: str, workers: int | None, emit: Listener,
 ) -> RunData:  # fmt: skip
     """Everything known of the images before a detector runs; all problems are listed at once.
 
@@ -137,18 +154,16 @@ def prepare_data(
         DataError: listing every error found (missing folders, short lists, undecodable images, ...).
         ConfigError: the suite's data section cannot be meant.
     """
-    from harness.data.layouts import canonical_name
     from harness.data.manifest import FAULTS, build_manifest
     from harness.data.problems import about, printable, require
-    from harness.data.splits import draw
 
     if on_bad_image not in ("stop", "skip"):
         raise ConfigError(f"--on-bad-image {on_bad_image!r}", fix="use stop or skip")
     spec = data_spec(suite)
     emit(Event("note", {"text": f"reading {root}"}))
     result = build_manifest(
-        root, spec, seen=seen, allow_outside=allow_outside, on_bad_image="skip" if on_bad_image == "skip" else "stop",
-        workers=workers, seed=spec.splits.seed,
+        root, spec, seen=seen, known=known, allow_outside=allow_outside, workers=workers, seed=spec.splits.seed,
+        on_bad_image="skip" if on_bad_image == "skip" else "stop",
     )  # fmt: skip
     for problem in result.problems:
         if problem.severity == "warning":
@@ -169,11 +184,25 @@ def prepare_data(
         skipped += len(faults)
         listed = "".join(f"\n    {printable(name)}" for name in bad)
         emit(Event("warning", {"text": f"{len(bad)} images that cannot be decoded are left out:{listed}"}))
+    notes = (*result.notes, *(p.message for p in result.problems))
+    return drawn(suite, spec, root, manifest, digests_array(manifest["sha256"]), limit, notes, skipped)
+
+
+def drawn(
+    suite: Suite, spec: DataSpec, root: Path, manifest: pd.DataFrame, images: np.ndarray, limit: int | None,
+    notes: tuple[str, ...], skipped: int, *, keys: Keys | None = None, written: Written | None = None,
+) -> RunData:  # fmt: skip
+    """The data of a run with its test sets drawn; ``keys`` gives digests where the manifest has no such column.
+
+    Raises:
+        DataError: there is nothing to test.
+    """
+    from harness.data.layouts import canonical_name
+    from harness.data.splits import draw
+
     names = None if spec.generators == "all" else [canonical_name(g, spec.aliases) for g in spec.generators]
     count = suite.test.per_generator if limit is None else min(limit, suite.test.per_generator)
-    draws = draw(manifest, names, n=count, seed=suite.test.seed)
+    draws = draw(manifest, names, n=count, seed=suite.test.seed, keys=keys)
     if len(draws) == 0:
         raise DataError("there is no generated image to test", where=root, fix="see `harness data check`")
-    notes = (*result.notes, *(p.message for p in result.problems))
-    images = digests_array(manifest["sha256"])
-    return RunData(root, manifest, images, draws, rows_of_draws(manifest, images, draws), notes, skipped)
+    return RunData(root, manifest, images, draws, rows_of_draws(manifest, images, draws), notes, skipped, written)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.api.contract import predict
+from harness.api.errors import DataError
 from harness.data.tables import MOST_ROWS, PIECE_ROWS, write_table
 from harness.results.digests import CHUNK, digests_array, hex_digests
 
@@ -140,7 +141,7 @@ def read_roster(path: Path) -> Roster:
     start = 0
     for part in manifest_parts(path, ["sha256", *PLANNED]):
         stop = start + len(part)
-        images[start:stop] = digests_array(part["sha256"])
+        images[start:stop] = _digests(part["sha256"], path)
         paths.append(part["path"])
         for name, array in arrays.items():
             array[start:stop] = _codes(part[name], words[name]) if name in words else part[name].to_numpy()
@@ -151,6 +152,14 @@ def read_roster(path: Path) -> Roster:
     roster = Roster(pd.DataFrame({name: columns[name] for name in PLANNED}), images)
     pa.default_memory_pool().release_unused()
     return roster
+
+
+def _digests(column: pd.Series, path: Path) -> np.ndarray:
+    try:
+        return digests_array(column)
+    except ValueError as error:
+        what = f"the manifest's column sha256 holds something else than 64 hex digits ({error})"
+        raise DataError(what, path, "write it with `harness data index`") from error
 
 
 def _codes(column: pd.Series, known: list[str]) -> np.ndarray:

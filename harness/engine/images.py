@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NO_IMAGE = (
+    "replace the image or take it away, then run again, with --manifest on a manifest written anew (`harness data "
+    "index`); `harness data check` lists all images that cannot be decoded"
+)
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -44,8 +49,13 @@ class Reader:
         """
         data = read_image_file(self.path(row))
         if hashlib.sha256(data).hexdigest() != self.digests[row]:
-            raise DataError("the image changed while the run was going on", where=self.path(row), fix="run again")
-        return self.edits.apply(decode(data, name=str(self.path(row)), rotate=self.edits.rotate))
+            what = "the image changed while the run was going on, or since its manifest was written"
+            fix = "run again; with --manifest, put the image back or write the manifest anew (`harness data index`)"
+            raise DataError(what, self.path(row), fix)
+        try:
+            return self.edits.apply(decode(data, name=str(self.path(row)), rotate=self.edits.rotate))
+        except DataError as error:  # without --manifest every image was decoded once before
+            raise DataError(error.what, error.where, _NO_IMAGE) from error
 
     def tensor(self, row: int, preprocess: Preprocess) -> Tensor | None:
         """The preprocessed tensor ``[C, h, w]``; None where the detector abstains."""

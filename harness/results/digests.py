@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,25 @@ def hex_digests(digests: np.ndarray) -> list[str]:
     """Digests ``[N] S32`` -> their 64 hex digits each."""
     text = np.ascontiguousarray(digests, dtype="S32").tobytes().hex()
     return [text[i : i + 64] for i in range(0, len(text), 64)]
+
+
+class HexDigests(Sequence[str]):
+    """Digests ``[N] S32`` read as their 64 hex digits, one at a time: 32 bytes each instead of a Python word."""
+
+    def __init__(self, digests: np.ndarray) -> None:
+        self.digests = digests
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    @overload
+    def __getitem__(self, which: int) -> str: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[str]: ...
+    def __getitem__(self, which: int | slice) -> str | list[str]:
+        if isinstance(which, slice):
+            return hex_digests(self.digests[which])
+        return bytes(self.digests[which]).ljust(32, b"\0").hex()  # numpy takes zeros off the end of what it gives
 
 
 def as_rows(digests: np.ndarray) -> np.ndarray:

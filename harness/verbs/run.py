@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.errors import ConfigError, DataError, HarnessError, WeightsError
 from harness.api.events import Event, Listener
-from harness.engine.rows import PreparedRow, describe, prepare_rows
+from harness.engine.rows import PreparedRow, prepare_rows
 from harness.engine.suite import Suite, load_suite
 from harness.results.files import require_writable, to_json, write_atomic
 from harness.verbs.progress import Progress, clock
+from harness.verbs.run_record import finished, first_record
 
 if TYPE_CHECKING:
     from harness.data.edits import InputEdits
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.engine.execute import Outcome
     from harness.engine.plan import Plan, Settings
     from harness.results.record import Record
+    from harness.results.store import Store
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RunRequest:
     profile: str | None = None
     protocol: str | None = None
     data_root: Path | None = None
+    manifest: Path | None = None
     out: Path = Path("runs")
     settings: tuple[str, ...] = ()
     detectors: tuple[str, ...] | None = None
@@ -129,6 +131,7 @@ def _settings(request: RunRequest, suite: Suite) -> Settings:
     from harness.engine.engines import check_engine
     from harness.engine.execute import with_device
     from harness.engine.plan import Settings, edits_key
+    from harness.engine.probe import check_probe
 
     batch = None
     if request.batch_size is not None and request.batch_size != "auto":
@@ -140,6 +143,8 @@ def _settings(request: RunRequest, suite: Suite) -> Settings:
     check_engine(engine, request.ray_address, request.device)
     there = engine == "ray" and request.device == "cuda"  # on the cluster's machines, not needed on this one
     device = "cuda" if there else with_device(request.device)
+    if request.batch_size == "auto":
+        check_probe(device)
     return Settings(device, threads, batch, edits_key(_edits(request)), request.weights_root)
 
 
@@ -154,33 +159,6 @@ def _say_missing(rows: list[PreparedRow], emit: Listener, require_all: bool) -> 
         )
     hint = "the other rows go on; `--set ROW.weights=random` runs a row with random weights, and says so everywhere"
     emit(Event("warning", {"text": f"{len(missing)} rows lack weights and are not run:\n{lines}\n  {hint}"}))
-
-
-def stamps(request: RunRequest, suite: Suite, rows: list[PreparedRow], skipped: int) -> list[str]:
-    """What every table and figure of this run must say."""
-    out = []
-    if suite.profile == "demo":
-        out.append("DEMO: embedded corpus or demo sizes, not the paper's data")
-    partial = []
-    if request.limit is not None:
-        partial.append(f"at most {request.limit} generated images a generator")
-    if request.detectors is not None:
-        partial.append(f"only rows {', '.join(request.detectors)}")
-    absent = [row.name for row in rows if row.missing is not None]
-    if absent:
-        partial.append(f"no weights for {', '.join(absent)}")
-    if skipped:
-        partial.append(f"{skipped} undecodable images left out")
-    if partial:
-        out.append(f"PARTIAL: {'; '.join(partial)}")
-    random = [row.name for row in rows if row.random]
-    if random:
-        out.append(f"RANDOM WEIGHTS: {', '.join(random)}")
-    if request.settings:
-        out.append(f"CHANGED: {' '.join(request.settings)}")
-    if request.match_format:
-        out.append(f"FORMAT MATCHED: {request.match_format}")
-    return out
 
 
 def plan_text(summary: Sequence[Mapping[str, Any]]) -> str:
@@ -201,72 +179,36 @@ def _run_id() -> str:
     return f"{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def _changed_options(settings: Sequence[str], row: str) -> list[str]:
-    """Options of a row that ``--set`` changed (its weights aside): such a row is not the published detector."""
-    words = [setting.partition("=")[0].strip().removeprefix("detectors.").split(".") for setting in settings]
-    return [".".join(w[1:]) for w in words if w[0] == row and w[1:2] != ["weights"]]
+def _data(
+    request: RunRequest, suite: Suite, root: Path, rows: list[PreparedRow], store: Store, say: Listener
+) -> RunData:
+    """The images: read and checked now, or as a manifest has them."""
+    from harness.engine.data import prepare_data
+    from harness.engine.written import written_data
 
-
-def _first_record(
-    request: RunRequest, suite: Suite, rows: list[PreparedRow], data: RunData, settings: Settings, run_id: str
-) -> Record:
-    from harness.data.manifest import manifest_digest
-    from harness.results.record import DetectorRecord, Record, environment, now
-
-    detectors = {}
-    for row in rows:
-        entry = DetectorRecord.model_validate(describe(row))
-        entry.changed = _changed_options(request.settings, row.name)
-        if row.missing:
-            entry.status, entry.message = "missing", row.missing
-        detectors[row.name] = entry
-    return Record(
-        run_id=run_id, suite=suite.suite, suite_version=suite.version, title=suite.title, profile=suite.profile,
-        started=now(), command=["harness", *sys.argv[1:]], protocol=suite.switches.model_dump(mode="json"),
-        protocol_base=str(suite.protocol.get("base", "paper")), edits=_edits(request).model_dump(mode="json"),
-        stamps=stamps(request, suite, rows, data.skipped), detectors=detectors, reference=suite.reference,
-        bootstrap=suite.bootstrap.model_dump(), tables=[t.model_dump(mode="json") for t in suite.tables],
-        skipped_images=data.skipped, notes=list(data.notes), manifest_sha256=manifest_digest(data.manifest),
-        images=data.draws.counts(), environment=environment(settings.device, settings.threads),
+    if request.manifest is not None:
+        return written_data(
+            suite, root, request.manifest, rows, settings=request.settings, limit=request.limit,
+            allow_outside=request.allow_outside, on_bad_image=request.on_bad_image, emit=say,
+        )  # fmt: skip
+    return prepare_data(
+        suite, root, store, seen=[g for row in rows for g in row.trains_on],
+        known=[g for row in rows for g in row.trained_on], limit=request.limit, allow_outside=request.allow_outside,
+        on_bad_image=request.on_bad_image, workers=request.workers, emit=say,
     )  # fmt: skip
 
 
-def _finish(record: Record, outcome: Outcome, started: float) -> Record:
-    from harness.results.record import now
-
-    for name, failure in outcome.failures.items():
-        entry = record.detectors[name]
-        entry.status, entry.message, entry.traceback = "failed", failure["message"], failure["traceback"]
-    for name, value in outcome.thresholds.items():
-        record.detectors[name].threshold = value
-    for entry in record.detectors.values():
-        for weights in entry.weights.values():
-            made = outcome.recipes.get(weights["identity"]) if weights["kind"] == "recipe" else None
-            if made is not None:
-                weights["identity"] = made["sha256"]
-    record.failures = [{"row": n, "message": f["message"]} for n, f in outcome.failures.items()]
-    record.set_aside = outcome.set_aside
-    if outcome.set_aside:
-        images = len({entry["sha256"] for entry in outcome.set_aside})
-        rows = ", ".join(dict.fromkeys(entry["row"] for entry in outcome.set_aside))
-        record.stamps.append(f"PARTIAL: {images} images that ended every worker have no score ({rows})")
-    record.computed, record.recipes, record.warnings = outcome.computed, outcome.recipes, outcome.warnings
-    record.finished = now()
-    record.timings["total_seconds"] = round(time.monotonic() - started, 3)
-    return record
-
-
-def _write_tables(folder: Path, suite: Suite, data: RunData, plan: Plan, outcome: Outcome) -> None:
+def _write_tables(folder: Path, suite: Suite, data: RunData, plan: Plan, outcome: Outcome) -> str:
+    """The tables and the resolved suite; the digest of the manifest."""
     import yaml
 
-    from harness.data.manifest import write_manifest
     from harness.engine.frames import write_cells, write_scores
 
     write_scores(outcome.scores, folder / "scores.parquet")
     write_cells(plan, folder / "cells.parquet")
-    write_manifest(data.manifest, folder / "manifest.parquet")
     text = yaml.safe_dump(suite.document(), sort_keys=False, allow_unicode=True)
     write_atomic(folder / "suite.resolved.yaml", text.encode())
+    return data.put_manifest(folder / "manifest.parquet")
 
 
 def _audit(folder: Path, say: Listener) -> list[str]:
@@ -287,11 +229,12 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     Raises:
         HarnessError: bad input; nothing that was computed is lost.
     """
-    from harness.engine.data import prepare_data
     from harness.engine.engines import make_engine
     from harness.engine.execute import Executor, check_disk, check_weights
     from harness.engine.images import Reader
+    from harness.engine.origins import origin_warnings
     from harness.engine.plan import make_plan, plan_summary
+    from harness.results.digests import HexDigests
     from harness.results.store import Store
     from harness.verbs.report import check_tables
     from harness.verbs.train import record_trainings
@@ -299,6 +242,8 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     started = time.monotonic()
     say = emit or Progress()
     profile, root = _settle_profile(request, say)
+    if root is None and request.manifest is not None:
+        raise ConfigError("--manifest needs the folder that its images lie in", fix="name it with --data-root")
     suite = load_suite(
         request.suite,
         profile=profile,
@@ -314,16 +259,17 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})), read_only=reading)
     if not request.dry_run:
         require_writable(request.out / "record.json")
-    data = prepare_data(
-        suite, root if root is not None else demo_root(request.store, say), store,
-        seen=[g for row in rows for g in row.trained_on], limit=request.limit, allow_outside=request.allow_outside,
-        on_bad_image=request.on_bad_image, workers=request.workers, emit=say,
-    )  # fmt: skip
+    data = _data(request, suite, root if root is not None else demo_root(request.store, say), rows, store, say)
+    unsure = origin_warnings(rows, data.manifest, data.images)
+    for text in unsure:
+        say(Event("warning", {"text": text}))
     if request.batch_size == "auto":
         from harness.engine.probe import with_probed_batches
 
         rows = with_probed_batches(rows, settings.device, say)
     plan = make_plan(suite, rows, data.manifest, data.root, data.draws, data.cell_rows, store, settings, data.images)
+    rows = [replace(row, missing=plan.untrainable.get(row.name, row.missing)) for row in rows]
+    _say_missing([row for row in rows if row.name in plan.untrainable], say, request.require_all)
     summary = plan_summary(plan, store)
     say(Event("note", {"text": plan_text(summary)}))
     if request.dry_run:
@@ -332,18 +278,20 @@ def run_suite(request: RunRequest, *, quiet: bool = False, emit: Listener | None
     check_weights(plan)
     run_id = _run_id()
     folder = request.out / f"{suite.suite}-{suite.profile}" / run_id
-    record = _first_record(request, suite, rows, data, settings, run_id)
-    write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
+    edits = _edits(request)
+    record = first_record(request, suite, rows, data, settings, edits, run_id)
     workers = suite.execution.workers if request.workers is None else request.workers
-    reader = Reader(data.root, data.manifest["path"].array, data.manifest["sha256"].array, _edits(request))
+    reader = Reader(data.root.resolve(), data.manifest["path"].array, HexDigests(data.images), edits)
     named = request.engine or suite.execution.engine
     with make_engine(named, plan, store, reader, say, suite.execution, workers, request.ray_address) as engine:
+        # a cluster that is refused leaves no run folder
+        write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
         outcome = Executor(plan, store, reader, say, workers, engine, request.every).run(folder / "fitted")
     record.timings["engine_start_seconds"] = round(engine.start_seconds, 3)
-    _write_tables(folder, suite, data, plan, outcome)
+    record.manifest_sha256 = _write_tables(folder, suite, data, plan, outcome)
     record_trainings(folder, plan, store, record.stamps)
-    outcome.warnings += _audit(folder, say)
-    record = _finish(record, outcome, started)
+    outcome.warnings += [*unsure, *_audit(folder, say)]
+    record = finished(record, outcome, started)
     write_atomic(folder / "record.json", to_json(record.model_dump(mode="json")))
     computed = sum(outcome.computed.values())
     text = f"computed {computed:,} images, all else was stored" if computed else "computed nothing: all was stored"
@@ -396,7 +344,7 @@ def run(suite: str | Path, **options: Any) -> RunResult:
     for name in options:
         if name not in known:
             raise unknown("option of run:", name, known)
-    for name in ("data_root", "out", "store", "weights_root"):
+    for name in ("data_root", "manifest", "out", "store", "weights_root"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
     for name in ("settings", "detectors"):

@@ -84,6 +84,18 @@ def test_the_same_data_elsewhere_in_any_order_of_threads_is_the_same_manifest(ro
     assert manifest_digest(first) != manifest_digest(second)
 
 
+def test_the_digest_is_of_the_sorted_lines_whatever_form_the_columns_have(root: Path) -> None:
+    table = build_manifest(root, seen=["sdxl"]).table.sample(frac=1, random_state=3).reset_index(drop=True)
+    columns = ["label", "generator", "dataset", "split", "order", "sha256", "group"]
+    rows = sorted(table[columns].itertuples(index=False, name=None), key=lambda row: row[:5])
+    plain = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+    assert manifest_digest(table) == hashlib.sha256(plain.encode()).hexdigest()
+    planned = table.drop(columns=["sha256", "group"]).astype({"generator": "category", "split": "category"})
+    assert manifest_digest(planned, lambda some: table["sha256"].iloc[some]) == manifest_digest(table)
+    table.loc[0, "group"] = "another"
+    assert manifest_digest(table) != manifest_digest(planned, lambda some: table["sha256"].iloc[some])
+
+
 def test_a_link_to_the_root_is_the_root(root: Path) -> None:
     os.symlink(root, root.parent / "link")
     assert build_manifest(root.parent / "link").require().table.equals(build_manifest(root).table)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.api.errors import StoreError
-from harness.data.tables import is_table, read_table, table_files, table_parts, write_table
+from harness.data.tables import copy_table, is_table, read_table, table_columns, table_files, table_parts, write_table
 
 
 def scores(rows: int, names: tuple[str, ...] = ("oc", "b c (50%)/d")) -> pd.DataFrame:
@@ -133,3 +133,24 @@ def test_what_is_no_table_or_lacks_a_column_is_said(tmp_path: Path) -> None:
     path = write_table([scores(3)], tmp_path / "t.parquet", rows=3, most_rows=1, by="detector")
     with pytest.raises(ValueError, match="'width' is missing"):
         read_table(path, ["width"])
+
+
+@pytest.mark.parametrize("most", [0, 10**6])
+def test_a_copied_table_has_the_same_files_and_nothing_else(tmp_path: Path, most: int) -> None:
+    path = write_table([scores(50)], tmp_path / "t.parquet", rows=50, by="detector", most_rows=most, part_rows=9)
+    before = snapshot(path) if path.is_dir() else path.read_bytes()
+    assert sorted(table_columns(path)) == sorted(scores(1).columns)
+    if path.is_dir():
+        (path / "notes.txt").write_text("not a part")
+    other = write_table([scores(3)], tmp_path / "new" / "t.parquet", rows=3, most_rows=2 if most else 10)
+    copied = copy_table(path, other)
+    assert (snapshot(copied) if copied.is_dir() else copied.read_bytes()) == before
+    assert [p.name for p in other.parent.iterdir()] == ["t.parquet"]
+
+
+def test_a_copy_that_cannot_be_made_leaves_what_was_there(tmp_path: Path) -> None:
+    path = write_table([scores(3)], tmp_path / "t.parquet", rows=3)
+    with pytest.raises(StoreError, match=r"cannot write t.parquet"):
+        copy_table(tmp_path / "gone.parquet", path)
+    assert len(read_table(path)) == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from harness.results.digests import (
     CHUNK,
+    HexDigests,
     Lookup,
     Picked,
     digests_array,
@@ -73,3 +74,9 @@ def test_picked_digests_are_those_of_their_rows(which) -> None:
 def test_hex_and_bytes_are_each_others_inverse() -> None:
     texts = ["ab" * 31 + "00", "00" * 32, "0f" * 32]
     assert hex_digests(digests_array(texts)) == texts
+
+
+def test_hex_digits_read_one_at_a_time_are_those_of_all() -> None:
+    texts = ["ab" * 31 + "00", "00" * 32, "0f" * 32]
+    words = HexDigests(digests_array(texts))
+    assert (list(words), len(words), words[-1], words[1:]) == (texts, 3, texts[-1], texts[1:])
