@@ -1,14 +1,14 @@
-"""Millions of images without images: the program's own planning, scheduling, storing and scoring, by stage.
+"""Millions of images without images: `harness run --manifest` itself, stage by stage.
 
     python tests/benchmarks/scale_simulation.py --images 1000000 --folder DIR
 
-What is made up: a manifest (`make`), and reading an image (its tensor is its digest). Everything else is what a run
-does: the manifest is read for planning, test sets are drawn, keys made, the store asked, the work handed out by the
-cluster's queue to workers that take turns in this process (each piece packed and unpacked as it would be sent),
-features stored, two heads made, all images scored, tables written. A first process is killed when 90 % is stored, a
-second one resumes.
+What runs is the verb (`harness.verbs.run.run_suite`) with a suite, a store and a manifest, as the command line calls
+it. Replaced are: reading an image (its tensor is its digest); Ray (the cluster's queue hands its pieces to workers that
+take turns in this process, each piece packed and unpacked as it would be sent); and what comes after the tables (audit,
+report, MLflow), which is left out. A first process is killed when 90 % is stored, a second one resumes.
 
-One line of JSON a stage: wall and processor seconds, peak memory of the process in that stage, and what grew.
+One line of JSON a stage: wall and processor seconds, peak memory of the process in that stage, and what grew. The first
+stage begins with the process.
 """
 
 from __future__ import annotations
@@ -21,28 +21,35 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scale_detector import DIM, Made, Options
+import yaml
+from scale_detector import DIM
 
-from harness.api.contract import Chain, Preprocess
+from harness.api.contract import Preprocess
 from harness.api.events import silent
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from harness.engine.images import Reader
     from harness.engine.plan import ItemStage, Plan, RowPlan
     from harness.results.store import Store
+
 
 GENERATORS = 9
 FIT = 25_000
 WORKERS = 2
 KILLED_AT = 0.9
+BEFORE = ("process, imports, suite, rows", "read the manifest", "draw the test sets", "plan", "record, start")
+"""Stages before the first missing image."""
+COPYING = "copy the manifest, its digest"
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,13 @@ class MadeReader:
 class Turns:
     """An engine as ``harness.engine.cluster``, less Ray: its queue and its messages, workers that take turns here.
 
-    ``stop`` ends the process as kill -9 would when so many images are stored.
+    ``stop`` ends the process as kill -9 would when such a share of what is needed is stored.
     """
 
     start_seconds = 0.0
 
-    def __init__(self, plan: Plan, store: Store, watch: Watch, stop: int | None) -> None:
-        self.plan, self.store, self.watch, self.stop = plan, store, watch, stop
+    def __init__(self, plan: Plan, store: Store, reader: Reader, watch: Watch, stop: float | None) -> None:
+        self.plan, self.store, self.reader, self.watch, self.stop = plan, store, reader, watch, stop
 
     def __enter__(self) -> Turns:
         return self
@@ -96,54 +103,70 @@ class Turns:
         from harness.engine.engines import Computed
         from harness.engine.inline import compute, missing_of
 
-        self.watch.next("schedule, compute, store")
         missing = missing_of(stage, self.store)
         self.store.items(stage.key).describe(stage.description)
         run = stage.stage.load({}, "cpu")
         queue = Queue(len(missing), step=stage.micro_batch, most=PIECE_IMAGES, seconds=PIECE_SECONDS)
-        paths, stored = self.plan.manifest["path"].array, len(stage.needed) - len(missing)
+        stored = len(stage.needed) - len(missing)
         held: dict[int, Images] = {}
-        done = 0
+        done = sent = most = 0
         while not queue.finished:
             for worker in range(WORKERS):
                 while (piece := queue.take(worker, WORKERS, time.monotonic())) is not None:
                     rows = missing.rows[piece.places]
                     digests, shas = missing[piece.places], self.plan.images[rows]
-                    held[id(piece)] = Images.of(digests, shas, [paths[r] for r in rows], careful=False)
+                    paths = [self.reader.paths[row] for row in rows]
+                    held[id(piece)] = Images.of(digests, shas, paths, careful=False)
+                    sent, most = sent + 1, max(most, len(held))
                 line = queue.line(worker)
                 if line:
                     images = held.pop(id(line[0]))
-                    images.reader(self.plan.root, None)  # type: ignore[arg-type]  # what a worker unpacks
+                    images.reader(self.plan.root, self.reader.edits)  # what a worker unpacks
                     digests = images.digests()
+                    if done == 0:
+                        self.watch.reached(stored=stored, to_do=len(missing))
+                        self.watch.next("schedule, compute, store")
                     done += compute(
                         stage, run, digests, range(len(digests)), MadeReader.of(digests), self.store, device="cpu",
                         workers=0,
                     )  # type: ignore[arg-type]  # fmt: skip
                     queue.done(worker, time.monotonic())
-            if self.stop is not None and stored + done >= self.stop:
-                self.watch.next("killed", images=done)
+            if self.stop is not None and stored + done >= self.stop * len(stage.needed):
+                self.watch.next("killed", pieces={"images": done, "sent": sent, "most_out": most})
                 os._exit(9)
-        self.watch.next("heads and scores", images=done)
+        self.watch.next("heads and scores", pieces={"images": done, "sent": sent, "most_out": most})
         return Computed(done)
 
 
+def _age() -> float:
+    """Seconds since this process was started."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
 class Watch:
-    """Times and peak memory of stages, a line each on standard output."""
+    """Times and peak memory of stages, a line each on standard output; the first stage began with the process."""
 
     def __init__(self) -> None:
-        self.stage = ""
+        self.stage, self.wall, self.cpu = BEFORE[0], time.perf_counter() - _age(), 0.0
 
     def next(self, stage: str, **facts: Any) -> None:
         """The stage before ends here; ``facts`` are of it."""
-        if self.stage:
-            wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
-            print(json.dumps({
-                "stage": self.stage, "wall": round(wall, 3), "cpu": round(cpu, 3), "peak_mib": _memory("VmHWM"),
-                "after_mib": _memory("VmRSS"), **facts,
-            }), flush=True)  # fmt: skip
+        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        self._say({
+            "stage": self.stage, "wall": round(wall, 3), "cpu": round(cpu, 3), "peak_mib": _memory("VmHWM"),
+            "after_mib": _memory("VmRSS"), **facts,
+        })  # fmt: skip
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         self.stage, self.wall, self.cpu = stage, time.perf_counter(), time.process_time()
+
+    def reached(self, **facts: Any) -> None:
+        """The first missing image would be computed now: the times since the process was started."""
+        self._say({"reached": round(_age(), 3), "cpu": round(time.process_time(), 3), **facts})
+
+    def _say(self, facts: dict[str, Any]) -> None:
+        print(json.dumps(facts), flush=True)
 
 
 def _memory(what: str) -> int:
@@ -180,47 +203,81 @@ def make(folder: Path, count: int, most_rows: int) -> None:
     write_table(frames(), folder / "manifest.parquet", rows=count, most_rows=most_rows)
 
 
-def run(folder: Path, most_rows: int, killed_at: float | None) -> None:
+def before(owner: Any, name: str, then: Callable[..., None]) -> None:
+    """Let a function of the program be told of before it is called, with what it is given."""
+    original = getattr(owner, name)
+
+    def called(*words: Any, **more: Any) -> Any:
+        then(*words, **more)
+        return original(*words, **more)
+
+    setattr(owner, name, called)
+
+
+def watched(watch: Watch, killed_at: float | None, most_rows: int) -> None:
+    """Put the replacements in place, and tell the watch of the program's own steps."""
+    from harness.engine import data, engines, execute, frames, plan, written
+    from harness.verbs import run as verb
+
+    before(written, "read_roster", lambda path: watch.next(BEFORE[1]))
+    before(written, "drawn", lambda *words, **more: watch.next(BEFORE[2], images=len(words[4])))
+    before(plan, "make_plan", lambda *words: watch.next(BEFORE[3], cells=len(words[4])))
+    before(execute, "check_disk", lambda plan, store: watch.next(BEFORE[4]))
+    before(data.RunData, "put_manifest", lambda *words: watch.next(COPYING))
+
+    def tables(folder: Path, suite: Any, data: Any, plan: Plan, outcome: Any) -> None:
+        assert not outcome.failures, outcome.failures
+        watch.next("write scores and cells", scores=sum(map(len, outcome.scores)))
+
+    before(verb, "_write_tables", tables)
+
+    def make_engine(name: str, plan: Plan, store: Store, reader: Reader, *more: Any) -> Turns:
+        return Turns(plan, store, reader, watch, killed_at)
+
+    def publish(request: Any, folder: Path, record: Any, *more: Any) -> Any:
+        thresholds = {name: entry.threshold for name, entry in record.detectors.items()}
+        watch.next("end", thresholds=thresholds, manifest=record.manifest_sha256, folder=str(folder))
+        return verb.RunResult(0, folder)
+
+    engines.make_engine, verb._publish, verb._audit = make_engine, publish, lambda *words: []  # type: ignore[assignment]
+    frames.write_scores = partial(frames.write_scores, most_rows=most_rows)  # type: ignore[assignment]
+    frames.write_cells = partial(frames.write_cells, most_rows=most_rows)  # type: ignore[assignment]
+
+
+def registered(folder: Path) -> None:
+    """Make the detector known as a plugin's package does."""
+    info = folder / "plugin" / "scale_detector-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scale-detector\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[harness.detectors]\nmade = scale_detector:Made\n")
+    sys.path.append(str(folder / "plugin"))
+
+
+def suite_of(count: int) -> dict[str, Any]:
+    """Two rows that share features, on test sets of all images."""
+    return {
+        "suite": "scale", "version": 1, "title": "Made images",
+        "data": {"photographs": [{"dataset": "photographs", "folders": ["photographs"]}]},
+        "test": {"per_generator": count}, "fit": {"dataset": "photographs", "count": FIT},
+        "detectors": {"mixture": {"detector": "made"}, "one feature": {"detector": "made", "mixture": False}},
+        "execution": {"threads": 1},
+    }  # fmt: skip
+
+
+def run(folder: Path, count: int, most_rows: int, killed_at: float | None) -> None:
     """One run on the folder's store, to its tables or to where it is killed."""
-    import torch
-
-    from harness.data.splits import draw
-    from harness.engine.data import rows_of_draws
-    from harness.engine.execute import Executor
-    from harness.engine.frames import read_roster, write_cells, write_scores
-    from harness.engine.images import Reader
-    from harness.engine.plan import Settings, make_plan, plan_summary
-    from harness.engine.rows import PreparedRow
-    from harness.engine.suite import load_suite
-    from harness.results.store import Store
-
-    torch.set_num_threads(1)
     watch = Watch()
-    watch.next("read the manifest")
-    roster = read_roster(folder / "manifest.parquet")
-    count = len(roster.images)
-    watch.next("draw the test sets", images=count)
-    suite = load_suite("cross_generator", settings=["fit.dataset=photographs", f"fit.count={FIT}"])
-    draws = draw(roster.manifest, n=count, seed=suite.test.seed, keys=roster.sha256)
-    rows = rows_of_draws(roster.manifest, roster.images, draws)
-    watch.next("plan", cells=len(draws))
-    detectors = {"mixture": Made(Options()), "one feature": Made(Options(mixture=False))}
-    prepared = [PreparedRow(name, d, Chain.of(d), None, {}) for name, d in detectors.items()]
-    store = Store(folder / "store")
-    settings = Settings("cpu", 1)
-    plan = make_plan(suite, prepared, roster.manifest, folder, draws, rows, store, settings, roster.images)
-    summary = plan_summary(plan, store)
-    watch.next("start", stored=summary[0]["stored"], to_do=summary[0]["to_do"])
-    paths: Any = roster.manifest["path"].array
-    reader = Reader(folder, paths, (), None)  # type: ignore[arg-type]  # the engine reads for itself
-    needed = summary[0]["stored"] + summary[0]["to_do"]
-    engine = Turns(plan, store, watch, None if killed_at is None else int(killed_at * needed))
-    outcome = Executor(plan, store, reader, silent, 0, engine).run(folder / "fitted")
-    assert not outcome.failures, outcome.failures
-    watch.next("write the tables", scores=sum(map(len, outcome.scores)))
-    write_scores(outcome.scores, folder / "scores.parquet", most_rows=most_rows)
-    write_cells(plan, folder / "cells.parquet", most_rows=most_rows)
-    watch.next("end", thresholds=outcome.thresholds)
+    from harness.verbs.run import RunRequest, run_suite
+
+    registered(folder)
+    watched(watch, killed_at, most_rows)
+    suite = folder / "scale.yaml"
+    suite.write_text(yaml.safe_dump(suite_of(count)))
+    request = RunRequest(
+        str(suite), data_root=folder, manifest=folder / "manifest.parquet", out=folder / "runs", store=folder / "store",
+        device="cpu", tracking_uri="off",
+    )  # fmt: skip
+    run_suite(request, quiet=True, emit=silent)
 
 
 def _step(words: Sequence[str], *, killed: bool = False) -> list[dict[str, Any]]:
@@ -235,22 +292,24 @@ def simulate(folder: Path, images: int, most_rows: int) -> dict[str, Any]:
     """All of it; the stages of both runs and what the bars are about.
 
     Returns:
-        ``first`` and ``resumed``: the stages of each run; ``us_an_image``: processor microseconds of plan, schedule and
-        collect; ``resume``: processor and wall seconds until a resumed run computes again; ``peak_mib``.
+        ``first`` and ``resumed``: the stages of each run; ``us_an_image``: all up to the tables, planned once;
+        ``resume``: processor and wall seconds from the start of the process to where a resumed run would compute its
+        first image; peaks of memory of planning, of the work, and of all stages.
     """
     common = ["--folder", str(folder), "--images", str(images), "--most-rows", str(most_rows), "--step"]
     _step([*common, "make"])
     first = _step([*common, "first"], killed=True)
     resumed = _step([*common, "resumed"])
-    stages = [s for s in (*first, *resumed) if "images" in s or s["stage"] != "killed"]
-    before = [s for s in resumed if s["stage"] in ("read the manifest", "draw the test sets", "plan", "start")]
-    once = [s for s in stages if s not in before]  # both runs plan: that counts once
+    stages = [s for s in (*first, *resumed) if "stage" in s]
+    once = [s for s in stages if s in first or s["stage"] not in BEFORE]  # both runs plan: that counts once
+    [reached] = [s for s in resumed if "reached" in s]
     return {
         "images": images, "first": first, "resumed": resumed,
         "cpu_us_an_image": round(1e6 * sum(s["cpu"] for s in once) / images, 2),
         "wall_us_an_image": round(1e6 * sum(s["wall"] for s in once) / images, 2),
-        "resume_cpu_seconds": round(sum(s["cpu"] for s in before), 2),
-        "resume_wall_seconds": round(sum(s["wall"] for s in before), 2),
+        "resume_cpu_seconds": reached["cpu"], "resume_wall_seconds": reached["reached"],
+        "planning_peak_mib": max(s["peak_mib"] for s in stages if s["stage"] in BEFORE),
+        "scheduling_peak_mib": max(s["peak_mib"] for s in stages if s["stage"].startswith("schedule")),
         "peak_mib": max(s["peak_mib"] for s in stages),
     }  # fmt: skip
 
@@ -259,7 +318,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, required=True, help="an empty folder; 400 bytes an image")
+    parser.add_argument("--folder", type=Path, required=True, help="an empty folder; 700 bytes an image")
     parser.add_argument("--most-rows", type=int, default=None, help="above it tables are datasets (default: as a run)")
     parser.add_argument("--step", choices=["all", "make", "first", "resumed"], default="all")
     words = parser.parse_args()
@@ -271,7 +330,7 @@ def main() -> None:
     elif words.step == "all":
         print(json.dumps(simulate(words.folder, words.images, most_rows), indent=1))
     else:
-        run(words.folder, most_rows, KILLED_AT if words.step == "first" else None)
+        run(words.folder, words.images, most_rows, KILLED_AT if words.step == "first" else None)
 
 
 if __name__ == "__main__":
