@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from harness.results.evaluate import MEAN, join_scores
 from reports import published
 from reports.beside import beside, is_partial, published_row, run_reason
 from reports.inputs import RunInputs, read_run
-from reports.tables import Column, columns_of, label_of
+from reports.tables import KEPT, SEEN, SEEN_NOTE, Column, columns_of, label_of
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 NOT_COMPARABLE, NOT_MEASURED = "not comparable", "not measured"
@@ -30,7 +30,8 @@ EXIT_CODES = {REPRODUCED: 0, NOT_REPRODUCED: 1, INCONCLUSIVE: 4}
 class ComparedNumber:
     """One published number: verdict reproduced, not reproduced, inconclusive, "not comparable" or "not measured".
 
-    Values, intervals and tolerance are fractions; NaN where there is none.
+    Values, intervals and tolerance are fractions; NaN where there is none. ``seen``: the row was trained on images of
+    this generator (of a mean: of one of the test sets).
     """
 
     table: str
@@ -44,6 +45,7 @@ class ComparedNumber:
     tolerance: float
     verdict: str
     reason: str = ""
+    seen: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Comparison:
         counts = {v: sum(row.verdict == v for row in self.rows) for v in dict.fromkeys(r.verdict for r in self.rows)}
         out.append(f"{self.run}: {self.verdict.upper()}" + "".join(f", {n} {v}" for v, n in counts.items()))
         out += [f"  {reason}" for reason in self.reasons]
+        out += [f"  {SEEN_NOTE}"] if shown and any(row.seen for row in self.rows) else []
         return "\n".join(out)
 
 
@@ -152,15 +155,22 @@ def _compare_table(
             reason = beside(run.record, source, row, number.column, run.test_sets).reason
             known = (source, row, number.column, number.fraction)
             if reason:
-                out.append(_without(*known, tolerance, NOT_COMPARABLE, reason))
+                found = _without(*known, tolerance, NOT_COMPARABLE, reason)
             elif column is None:
-                out.append(_without(*known, tolerance, NOT_MEASURED, "no such test set in this run"))
+                found = _without(*known, tolerance, NOT_MEASURED, "no such test set in this run")
             elif str(entry.get("status", "ok")) != "ok":
                 why = " ".join(str(entry.get("message") or entry["status"]).split())
-                out.append(_without(*known, tolerance, NOT_MEASURED, why))
+                found = _without(*known, tolerance, NOT_MEASURED, why)
             else:
-                out.append(_test(*known, tolerance, column, sets, samples))
+                found = _test(*known, tolerance, column, sets, samples)
+            out.append(replace(found, seen=column is not None and _seen(run, row, column)))
     return out
+
+
+def _seen(run: RunInputs, row: str, column: Column) -> bool:
+    """Whether the row was trained on images of the column's generator, or of one of those it is the mean over."""
+    names = run.test_sets if column.test_set == MEAN else [column.test_set]
+    return column.key != KEPT and bool(run.seen[row].intersection(names))
 
 
 def _plain_row(run: RunInputs, row: str) -> str:
@@ -229,7 +239,8 @@ def _overall(
 
 
 def _line(row: ComparedNumber) -> str:
-    head = f"  {label_of(row.row):<14} {row.column:<11} published {row.published * 100:7.2f}"
+    column = row.column + (SEEN if row.seen else "")
+    head = f"  {label_of(row.row):<14} {column:<11} published {row.published * 100:7.2f}"
     if math.isnan(row.measured):
         return f"{head}  {row.verdict}: {row.reason}"
     interval = f"[{row.low95 * 100:+.2f}, {row.high95 * 100:+.2f}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from harness.results.bootstrap import SetScores
 from harness.results.evaluate import AUDIT
 from harness.results.files import write_atomic
 from harness.results.metrics import area_under_roc, roc_curve
-from reports.tables import generator_order, label_of
+from reports.tables import SEEN, generator_order, label_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def save_figures(
         out.append((save_figure(figure, folder / file_name("roc", scores.name)), caption))
     rows = [name for name in record["detectors"] if ordered and name in ordered[0].detectors]
     for name in rows:
-        figure = histogram_figure(name, ordered, stamps)
+        figure = histogram_figure(name, ordered, stamps, record["detectors"][name].get("seen") or ())
         out.append((save_figure(figure, folder / file_name("scores", name)), f"Scores of {label_of(name)}"))
     return out
 
@@ -66,7 +66,7 @@ def _marks(record: Mapping[str, Any], test_set: str) -> dict[str, str]:
     marks = {}
     for name, entry in record["detectors"].items():
         marks[name] = " (RANDOM WEIGHTS)" if entry.get("random_weights") else ""
-        marks[name] += " †" if test_set in (entry.get("seen") or ()) else ""
+        marks[name] += SEEN if test_set in (entry.get("seen") or ()) else ""
     return marks
 
 
@@ -100,35 +100,37 @@ def roc_figure(scores: SetScores, stamps: Sequence[str], marks: Mapping[str, str
     counts = f"{int((scores.label == 0).sum()):,} photographic, {int(scores.label.sum()):,} generated"
     ax.set_title(plain_text(f"{display_name(scores.name)}: {counts}"), fontsize=10)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="lower right", fontsize=8, title="AUC", title_fontsize=8)
+        trained = any(SEEN in marks.get(name, "") for name in scores.detectors)
+        title = "AUC († trained on this generator)" if trained else "AUC"
+        ax.legend(loc="lower right", fontsize=8, title=title, title_fontsize=8)
     else:
         ax.text(0.5, 0.5, "no scores of both classes", ha="center")
     return figure
 
 
-def histogram_figure(name: str, sets: Sequence[SetScores], stamps: Sequence[str]) -> Figure:
-    """One detector's scores on every test set: both classes, the threshold, and the count of abstentions."""
+def histogram_figure(name: str, sets: Sequence[SetScores], stamps: Sequence[str], seen: Collection[str] = ()) -> Figure:
+    """One detector's scores on every test set: both classes, the threshold, and the count of abstentions; † on the
+    generators that it was trained on (`seen`)."""
     columns = min(3, len(sets))
     rows = -(-len(sets) // columns)
     figure, axes = new_figure(rows, columns, (3.4 * columns + 0.4, 2.5 * rows + 0.7), stamps)
     for ax, scores in zip(axes, sets, strict=False):
-        _histogram(ax, scores, scores.detectors.index(name))
+        _histogram(ax, scores, scores.detectors.index(name), SEEN if scores.name in seen else "")
     if axes[0].get_legend_handles_labels()[0]:
         axes[0].legend(fontsize=7)
     for ax in axes[len(sets) :]:
         ax.set_visible(False)
-    figure.suptitle(
-        plain_text(f"{label_of(name)}: scores, higher = more likely generated; the outer 0.5 % at the edges"),
-        fontsize=9,
-    )
+    title = f"{label_of(name)}: scores, higher = more likely generated; the outer 0.5 % at the edges"
+    title += "\n† trained on images of this generator" if {s.name for s in sets}.intersection(seen) else ""
+    figure.suptitle(plain_text(title), fontsize=9)
     return figure
 
 
-def _histogram(ax: Any, scores: SetScores, d: int) -> None:
+def _histogram(ax: Any, scores: SetScores, d: int, mark: str) -> None:
     there = scores.present[d]
     score, label = scores.score[d, there], scores.label[there]
     known = ~np.isnan(score)
-    title = display_name(scores.name)
+    title = display_name(scores.name) + mark
     if not known.all():
         title += f" ({int((~known).sum())} abstained)"
     ax.set_title(plain_text(title), fontsize=9)

@@ -18,7 +18,7 @@ from harness.results.evaluate import AUDIT, MEAN
 from reports.compare import NOT_COMPARABLE, Comparison
 from reports.inputs import RunInputs
 from reports.render import NONE, Grid, number
-from reports.tables import generator_order, label_of, protocol_line
+from reports.tables import SEEN, SEEN_NOTE, generator_order, label_of, protocol_line
 
 if TYPE_CHECKING:
     import jinja2
@@ -95,7 +95,7 @@ def _verdict_text(comparison: Comparison) -> str:
     listed = ", ".join(f"{n} {v}" for v, n in counts.items())
     tolerance = ", ".join(f"±{t * 100:.2f}" for t in dict.fromkeys(r.tolerance for r in comparison.rows))
     text = f"{total} published numbers stand beside rows of this run: {listed} (tolerance {tolerance} points)."
-    return text
+    return f"{text} {SEEN_NOTE}" if any(r.seen for r in comparison.rows) else text
 
 
 def _numbers(comparison: Comparison) -> list[dict[str, str]]:
@@ -106,7 +106,7 @@ def _numbers(comparison: Comparison) -> list[dict[str, str]]:
             continue
         known = not math.isnan(r.difference)
         out.append({
-            "row": label_of(r.row), "number": f"{r.table}: {r.column}",
+            "row": label_of(r.row), "number": f"{r.table}: {r.column}{SEEN if r.seen else ''}",
             "published": number(r.published, "%"), "measured": number(r.measured, "%"),
             "difference": f"{r.difference * 100:+.2f}" if known else NONE,
             "interval": f"[{r.low95 * 100:+.2f}, {r.high95 * 100:+.2f}]" if known else NONE,
@@ -117,12 +117,13 @@ def _numbers(comparison: Comparison) -> list[dict[str, str]]:
 
 def _detectors(record: Mapping[str, Any], metrics: pd.DataFrame) -> list[dict[str, Any]]:
     means = {
-        (str(r.detector), str(r.metric)): float(str(r.value))
+        (str(r.detector), str(r.metric)): (float(str(r.value)), bool(r.seen))
         for r in metrics[metrics["test_set"] == MEAN].itertuples(index=False)
     }
 
     def mean(name: str, metric: str) -> str:
-        return number(means.get((name, metric), float("nan")), "%")
+        value, seen = means.get((name, metric), (float("nan"), False))
+        return number(value, "%") + (SEEN if seen else "")
 
     out = []
     for name, entry in record["detectors"].items():

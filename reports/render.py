@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports.tables import Cell, Column, Row, Table, label_of
+from reports.tables import SEEN, Cell, Column, Row, Table, label_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,7 @@ def _measured(cell: Cell, column: Column) -> str:
     text = number(cell.value, column.unit)
     if not math.isnan(cell.low):
         text += f" [{number(cell.low, column.unit)}, {number(cell.high, column.unit)}]"
-    return text + (" †" if cell.seen else "")
+    return text + (SEEN if cell.seen else "")
 
 
 def _published(cell: Cell) -> str:
@@ -97,7 +97,7 @@ def comparison_grid(comparisons: pd.DataFrame, stamps: Sequence[str], n_compare:
         known = not math.isnan(p_holm)
         metric = {"auc": "AUC"}.get(str(r.metric), str(r.metric))
         lines.append([
-            label_of(str(r.detector)) + (" †" if r.seen else ""), label_of(str(r.reference)), metric,
+            label_of(str(r.detector)) + (SEEN if r.seen else ""), label_of(str(r.reference)), metric,
             f"{difference * 100:+.2f}" if known else NONE,
             f"[{low * 100:+.2f}, {high * 100:+.2f}]" if known else NONE,
             f"{p:.4f}" if known else NONE, f"{p_holm:.4f}" if known else NONE,

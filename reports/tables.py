@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEPT = "photographic_kept"
+SEEN = " †"
+SEEN_NOTE = "† This row's head or extractor was trained on images of this generator (for a mean: of one of them)."
 SENSITIVITY = (("tnr", "TNR", "↑"), ("fpr", "FPR", "↓"), ("tpr", "TPR", "↑"), ("fnr", "FNR", "↓"))
 DEFAULT_TABLES = (
     {"kind": "accuracy", "title": "Accuracy"},
@@ -163,7 +165,7 @@ def _table(
         columns=columns,
         rows=rows,
         stamps=[str(s) for s in record.get("stamps", ())],
-        notes=table_notes(record, rows, columns, notes, kind),
+        notes=[*([str(spec["note"])] if spec.get("note") else []), *table_notes(record, rows, columns, notes, kind)],
         counts=_image_counts(columns, values),
     )
 
@@ -272,9 +274,7 @@ def table_notes(
     if kind != "sensitivity":
         out.append("Photographic kept: share of the photographs called photographic, mean over test sets.")
     if any(cell.seen for row in rows for cell in row.cells.values()):
-        out.append(
-            "† This row's head or extractor was trained on images of this generator (for a mean: of one of them)."
-        )
+        out.append(SEEN_NOTE)
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for cell in row.cells.values():

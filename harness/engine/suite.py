@@ -58,12 +58,14 @@ class FitSpec(_Model):
 
 
 class TableSpec(_Model):
-    """A table to make: what it shows, which published table stands beside it, and what counts as reproduced."""
+    """A table to make: what it shows, which published table stands beside it, what counts as reproduced, and a note to
+    print under it."""
 
     kind: Literal["accuracy", "auc", "sensitivity"]
     title: str
     published: str | None = None
     tolerance: float = Field(default=0.01, gt=0)
+    note: str | None = Field(default=None, min_length=1)
 
 
 class BootstrapSpec(_Model):

@@ -97,6 +97,29 @@ def test_a_row_can_name_the_published_row_it_stands_for(full_run):
     assert {r.row for r in result.rows} == {"mine", "blades-bc"}
 
 
+def test_numbers_of_generators_that_a_row_was_trained_on_are_marked(full_run):
+    result = compare(full_run.write())
+    seen = {(r.table, r.row, r.column) for r in result.rows if r.seen}
+    assert {place for place in seen if place[0] != "sensitivity"} == {
+        ("cross_generator", "blades-bc", "LDM"), ("cross_generator", "blades-bc", "Avg."),
+    }  # fmt: skip
+    assert {place[1] for place in seen} == {"blades-bc"}
+    text = result.text().splitlines()
+    marked = [line for line in text if line.lstrip().startswith("BLADES-BC") and "†" in line]
+    assert len(marked) == len(seen)
+    assert any(" LDM † " in line for line in marked)
+    assert not any("†" in line for line in text if line.lstrip().startswith("BLADES-OC"))
+    assert sum(line.startswith("  † This row") for line in text) == 1
+    assert {r["column"] for r in result.document()["rows"] if r["seen"]} >= {"LDM", "Avg."}
+
+
+def test_a_row_that_was_trained_on_nothing_here_has_no_marks_and_no_legend(full_run):
+    full_run.record["detectors"]["blades-bc"]["seen"] = ["elsewhere"]
+    result = compare(full_run.write())
+    assert not any(r.seen for r in result.rows)
+    assert "†" not in result.text()
+
+
 def test_one_table_can_be_chosen(full_run):
     folder = full_run.write()
     assert {r.table for r in compare(folder, "sensitivity").rows} == {"sensitivity"}

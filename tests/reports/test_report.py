@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.results.evaluate import join_scores
 from reports.figures import file_name
+from reports.inputs import read_run
 from reports.page import CellText
 from reports.report import make_report
 
@@ -95,6 +97,50 @@ def test_the_page_stands_alone(demo_run):
     assert page.tags.count("img") == 5
     assert '<meta name="viewport"' in html
     assert "@media print" in html
+
+
+def test_the_page_marks_what_was_seen_and_prints_a_tables_note(full_run):
+    full_run.record["tables"][0]["note"] = "Beside this stands <nothing>."
+    folder = full_run.write()
+    make_report(folder)
+    html, page = _page(folder)
+    assert "Beside this stands &lt;nothing&gt;." in html
+    text = "".join(page.text)
+    assert "cross_generator: LDM †" in text  # each number, against the paper
+    assert "cross_generator: Avg. †" in text
+    assert "cross_generator: DDIM †" not in text
+    ran = html[html.index("What ran") : html.index("On what")]
+    rows = {row.split("</th>")[0].rpartition(">")[2]: row for row in ran.split("<tr")[2:]}
+    assert rows["BLADES-BC"].count("†") == 2  # means of accuracy and AUC
+    assert "†" not in rows["BLADES-OC"]
+    for title in ("Accuracy", "Separability", "Sensitivity", "Against the reference"):
+        table = html[html.index(f"<h3>{title}</h3>") :].split("</section>")[0]
+        lines = {line.split("</th>")[0].rpartition(">")[2]: line for line in table.split("<tr")[2:]}
+        assert any("†" in line for name, line in lines.items() if name.startswith("BLADES-BC")), title
+        assert not any("†" in line for name, line in lines.items() if name.startswith("BLADES-OC")), title
+
+
+def test_figures_mark_what_was_seen(full_run):
+    from reports.figures import _marks, histogram_figure, roc_figure
+
+    run = read_run(full_run.write())
+    sets = {s.name: s for s in join_scores(run.scores, run.cells)}
+
+    def words(figure):
+        found = [t.get_text() for t in figure.findobj(match=lambda artist: hasattr(artist, "get_text"))]
+        return [text for text in found if "†" in text]
+
+    for name, marked in (("ldm", True), ("ddim", False)):
+        said = words(roc_figure(sets[name], [], _marks(run.record, name)))
+        assert any(text.startswith("BLADES-BC †") for text in said) == marked
+        assert not any(text.startswith("BLADES-OC") for text in said)
+        assert any("trained on" in text for text in said) == marked
+    both = [sets["ldm"], sets["ddim"]]
+    said = words(histogram_figure("blades-bc", both, [], ["ldm"]))
+    assert "LDM †" in said
+    assert any("† trained on" in text for text in said)
+    assert not any("DDIM" in text for text in said)
+    assert words(histogram_figure("blades-bc", both, [], ["elsewhere"])) == []
 
 
 def test_the_page_escapes_what_comes_from_the_run(demo_run):

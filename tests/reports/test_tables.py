@@ -96,6 +96,43 @@ def test_seen_generators_are_marked_and_unseen_ones_are_not(demo_run):
     assert "† This row" in markdown(grid(tables[0]))
 
 
+def _marked(text, sep, detector="BLADES-BC"):
+    return [part for line in text.splitlines() if line.strip(" |*").startswith(detector) for part in line.split(sep)]
+
+
+def test_every_rendering_of_every_kind_marks_what_was_seen(demo_run):
+    tables, result = _tables(demo_run)
+    assert [t.kind for t in tables] == ["accuracy", "auc", "sensitivity"]
+    for table in tables:
+        seen = {c.key for c in table.columns if _cell(table, "blades-bc", c.key).seen}
+        assert seen == ({"convgan", "mean"} if table.kind != "sensitivity" else {c.key for c in table.columns})
+        assert sum("†" in part for part in _marked(markdown(grid(table)), "|")) == len(seen)
+        assert sum(r"\dag{}" in part for part in _marked(latex(grid(table)), " & ")) == len(seen)
+        rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+        assert {r["column"] for r in rows if r["detector"] == "blades-bc" and r["seen"] == "true"} == seen
+        assert not any(r["seen"] == "true" for r in rows if r["detector"] != "blades-bc")
+        others = [line for line in markdown(grid(table)).splitlines() if line.startswith("| **BLADES-OC")]
+        assert others
+        assert "†" not in others[0]
+        assert r"\dag{} This row" in latex(grid(table))
+    against = comparison_grid(result.comparisons, [], 300)
+    assert {line[0] for line in against.lines if "†" in line[0]} == {"BLADES-BC †"}
+    assert r"BLADES-BC \dag{}" in latex(against)
+
+
+@pytest.mark.parametrize("note", [None, "Nothing stands beside this: 5 % & more_"])
+def test_a_note_of_the_suite_stands_first_under_its_table_and_under_no_other(full_run, note):
+    full_run.record["tables"][1]["note"] = note
+    tables, _ = _tables(full_run)
+    plain = [len(t.notes) for t in tables]
+    for table in tables:
+        has = table.kind == "auc" and note is not None
+        assert (table.notes[0] == note) == has
+        assert ("- Nothing stands beside this: 5 % & more\\_" in markdown(grid(table))) == has
+        assert (r"5 \% \& more\_\par" in latex(grid(table))) == has
+    assert plain[1] == plain[0] + (note is not None)
+
+
 def test_random_weights_and_edited_images_are_not_compared(full_run):
     full_run.record["detectors"]["blades-oc"]["random_weights"] = True
     tables, _ = _tables(full_run)

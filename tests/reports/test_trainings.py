@@ -96,6 +96,7 @@ def test_the_table_is_written_twice_alike_with_chance_beside_it(tmp_path: Path) 
     assert [p.name for p in one] == ["trainings.md", "trainings.csv"]
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     assert "| *chance* | | 0.500 | 0.250 |" in one[0].read_text()
+    assert "Nothing published stands beside this table" in one[0].read_text()
     pd.testing.assert_frame_equal(pd.read_csv(one[1]).fillna({"verdict": ""}), summary.table)
 
 
