@@ -267,9 +267,9 @@ class Plateau(Watched):
 
 class RecipeData(BaseModel):
     """Where a recipe's images lie: ``suite``: the photographs of the suite's data root (`train`, `outer`, `select`);
-    ``released``: the released training layout (FDF) at or below it, with its own label file or the one of that folder
-    that ``labels`` names (five levels, say). ``vocabulary`` names the shipped classes that raw EXIF of the older layout
-    is mapped to."""
+    ``released``: the released training layout (FDF) at or below it. ``labels`` names another label file in the folder
+    where the usual one lies (five levels, say). ``vocabulary`` names the shipped classes that raw EXIF of the older
+    layout is mapped to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -93,6 +93,7 @@ def check_data(
     fast: bool = False,
     *,
     seen: Collection[str] = (),
+    known: Collection[str] = (),
     allow_outside: bool = False,
     workers: int | None = None,
     seed: int = 2024,
@@ -106,7 +107,7 @@ def check_data(
         root: the data root.
         spec: what the suite tests on; the paper's when None.
         fast: read headers instead of decoding every image.
-        seen, allow_outside, workers, seed, progress: as for `build_manifest`.
+        seen, known, allow_outside, workers, seed, progress: as for `build_manifest`.
         per_generator: images of a class that a test set should have.
         edits: audit the images as they are after these edits.
 
@@ -118,6 +119,7 @@ def check_data(
         root,
         spec,
         seen=seen,
+        known=known,
         allow_outside=allow_outside,
         decode="header" if fast else "full",
         workers=workers,

@@ -28,7 +28,8 @@ FEW_CALIBRATION = 100
 """Calibration photographs below which a quantile of 5 % hangs on a handful of scores, and the run says so."""
 
 STOPS = (DataError, StoreError, ClusterError)
-"""Errors that end a run: they are about the images, the disk or the cluster, not about one detector."""
+"""Errors that end a run: they are about the images, the disk or the cluster, not about one detector. In a training an
+error about images is about those of one recipe: its rows fail."""
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Executor:
                 pin_numerics(threads)
                 launcher = None if trained_weights(work, self.store) is not None else self.engine.launcher()
                 made = train_recipe(work, self.store, self.reader.pixels, self.emit, threads, self.every, launcher)
-            except STOPS:
+            except (StoreError, ClusterError):
                 raise
             except Exception as error:
                 self._fail([row for stage in stages for row in stage.rows], error)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
 ENTRY = "blades-bench"
 """The one entry of the file's metadata: safetensors writes several in no fixed order, and equal trainings must give
 equal bytes."""
+MEMBER = f"{ENTRY}.json"
 MAX_HEADER = 100_000_000
 """Bytes; safetensors itself reads no longer header."""
+MAX_MEMBER = 1_000_000
 MOST_NAMES = 1000
 
 
@@ -36,8 +41,19 @@ class Origin:
 
     def metadata(self) -> dict[str, str]:
         """For the header of the file."""
+        return {ENTRY: self._text()}
+
+    def within(self, archive: bytes) -> bytes:
+        """A file of `torch.save` (a zip archive) that states the origin too, in a member of its own."""
+        buffer = io.BytesIO(archive)
+        with zipfile.ZipFile(buffer, "a") as opened:
+            top = opened.namelist()[0].split("/")[0]
+            opened.writestr(zipfile.ZipInfo(f"{top}/{MEMBER}"), self._text())  # dated 1980, so that bytes repeat
+        return buffer.getvalue()
+
+    def _text(self) -> str:
         document = {"generators": {k: list(v) for k, v in self.generators.items()}, "recipe_key": self.key}
-        return {ENTRY: json.dumps(document, sort_keys=True, separators=(",", ":"))}
+        return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 def images_digest(digests: Iterable[str]) -> str:
@@ -56,29 +72,44 @@ def together(parts: Iterable[Mapping[str, tuple[str, ...]]]) -> dict[str, tuple[
 
 def read_origin(path: Path) -> Origin | None:
     """The origin that a weights file states; None for a file that states none (an official one, say). Reads the header
-    alone. Whether the rest of the file is sound is for its loader to say, also where the header is no header.
+    (of a file of `torch.save`, the list of its members) and no tensor. Whether the file is sound is for its loader to
+    say, also where there is no header.
 
     Raises:
         WeightsError: the file cannot be read, or states an origin that cannot be meant.
     """
-    if path.suffix != ".safetensors":
-        return None
     try:
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = handle.read(length) if length <= MAX_HEADER else b""
+        text = _in_header(path) if path.suffix == ".safetensors" else _in_archive(path)
     except OSError as error:
         raise WeightsError(f"cannot read weights: {error.strerror}", where=path) from error
-    try:
-        content = json.loads(header)
-        text = content["__metadata__"][ENTRY]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    if text is None:
         return None
     try:
         return _origin(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         what = "the file's metadata do not say on what it was trained, as they should"
         raise WeightsError(what, where=path, fix="export it again: `harness train RECIPE --export FILE`") from None
+
+
+def _in_header(path: Path) -> Any:
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = handle.read(length) if length <= MAX_HEADER else b""
+    try:
+        return json.loads(header)["__metadata__"][ENTRY]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _in_archive(path: Path) -> Any:
+    with path.open("rb") as handle:
+        try:
+            with zipfile.ZipFile(handle) as archive:
+                names = [name for name in archive.namelist() if name.rpartition("/")[2] == MEMBER]
+                with archive.open(names[0]) as member:
+                    return member.read(MAX_MEMBER)
+        except (zipfile.BadZipFile, IndexError, ValueError, RuntimeError, zlib.error, EOFError):
+            return None
 
 
 def _origin(document: Any) -> Origin:

@@ -13,14 +13,13 @@ import numpy as np
 from harness.api.contract import Extractor, Head, Preprocess, QuantileThreshold, Transform
 from harness.api.errors import DataError
 from harness.api.images import ImageFacts
-from harness.api.training import Recipe
 from harness.api.weights import ResolvedWeights
 from harness.data.edits import InputEdits
 from harness.engine.keys import Numerics, canonical, digest_of, set_digest, stage_identity, stage_key
 from harness.engine.recipes import RecipeWork, recipe_work
 from harness.engine.rows import PreparedRow
 from harness.engine.source import source_digest
-from harness.engine.training_data import TrainingSource, released_faces, suite_faces
+from harness.engine.training_data import Sources
 from harness.results.digests import NONE, Picked, digests_array, distinct_places, hex_digests
 from harness.results.store import Store
 
@@ -105,6 +104,7 @@ class Plan:
         manifest: the table of images; of its columns, `PLANNED` are used.
         images: digests ``[N] S32`` of its rows.
         draws: the test sets; ``cell_rows`` are the manifest rows that any of them names.
+        untrainable: rows that are not run because the images of their recipe are not there or cannot be read; why.
     """
 
     manifest: pd.DataFrame
@@ -116,6 +116,7 @@ class Plan:
     stages: dict[str, ItemStage]
     recipes: dict[str, RecipeWork]
     settings: Settings
+    untrainable: dict[str, str] = field(default_factory=dict)
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -194,25 +195,25 @@ class _Planner:
         self.heads: dict[str, HeadWork] = {}
         self.sets: dict[bytes, Picked] = {}
         self.items: dict[str, np.ndarray] = {}
+        self.sources = Sources(manifest, root, self.dataset, suite.fit.count, settings.edits)
 
-    def identities(self, row: PreparedRow) -> dict[str, ResolvedWeights]:
-        weights = dict(row.weights)
+    def identities(self, row: PreparedRow) -> dict[str, ResolvedWeights] | None:
+        """Weights of the slots, trained ones by their recipe's key; None (said in the plan) where a recipe's images are
+        not there or cannot be read: that is about this row alone."""
+        try:
+            sources = {slot: self.sources.of(recipe) for slot, recipe in row.recipes.items()}
+        except DataError as error:
+            said = [error.what, *([f"({error.where})"] if error.where else [])]
+            names = ", ".join(recipe.recipe for recipe in row.recipes.values())
+            text = f"recipe {names} cannot be trained here: {' '.join(said)}"
+            self.plan.untrainable[row.name] = text if error.fix is None else f"{text}; {error.fix}"
+            return None
+        weights, how = dict(row.weights), self.settings
         for slot, recipe in row.recipes.items():
-            work = self.recipe(recipe)
+            work = recipe_work(recipe, sources[slot], how.edits, how.threads, how.device, how.weights_root)
+            self.plan.recipes.setdefault(work.key, work)
             weights[slot] = ResolvedWeights("recipe", f"recipe:{work.key}", label=f"recipe {recipe.recipe}")
         return weights
-
-    def recipe(self, recipe: Recipe) -> RecipeWork:
-        source: TrainingSource
-        if recipe.data.layout == "released":
-            source = released_faces(recipe, self.root)
-        else:
-            source = suite_faces(
-                recipe, self.manifest, self.root, self.dataset, self.suite.fit.count, self.settings.edits
-            )
-        settings = self.settings
-        work = recipe_work(recipe, source, settings.edits, settings.threads, settings.device, settings.weights_root)
-        return self.plan.recipes.setdefault(work.key, work)
 
     def numerics(self, row: PreparedRow, stage: Transform | Extractor) -> Numerics:
         batch = self.settings.batch_size or row.batch_size or stage.micro_batch
@@ -293,6 +294,8 @@ class _Planner:
 
     def add(self, row: PreparedRow) -> None:
         weights = self.identities(row)
+        if weights is None:
+            return
         all_rows = self.plan.cell_rows
         items = self.items_of(row.chain.preprocess, {slot: w.identity for slot, w in weights.items()})
         stages = self.stages(row, weights)
@@ -339,7 +342,7 @@ def make_plan(
     settings: Settings,
     images: np.ndarray | None = None,
 ) -> Plan:
-    """The plan of all rows whose weights are there, with what is missing in the store.
+    """The plan of all rows whose weights are there or can be trained, with what is missing in the store.
 
     ``images`` are the digests ``[N] S32`` of the manifest's rows; None: those of its column `sha256`.
 

@@ -16,6 +16,7 @@ from harness.api.registry import make_detector
 from harness.api.training import Recipe
 from harness.api.weights import ResolvedWeights, file_digest
 from harness.engine.keys import Numerics, stage_identity, stage_key
+from harness.engine.origins import Origin, read_origin, together
 from harness.engine.processes import Launcher, Torchrun, launcher_of
 from harness.engine.rows import recipe_protocol, start_weights
 from harness.engine.source import source_digest
@@ -94,6 +95,13 @@ def trained_weights(work: RecipeWork, store: Store) -> ResolvedWeights | None:
     return ResolvedWeights("recipe", f"recipe:{work.key}", path=path, label=f"recipe {work.recipe.recipe}")
 
 
+def origin_of(work: RecipeWork) -> Origin:
+    """What the recipe's product says of itself; images that the files it starts from were trained on count too."""
+    before = [read_origin(weights.path) for weights in work.start.values() if weights.path is not None]
+    sets = [origin.generators for origin in before if origin is not None]
+    return Origin(work.key, together([work.source.generated(), *sets]))
+
+
 def train_recipe(
     work: RecipeWork,
     store: Store,
@@ -139,6 +147,7 @@ def _trained(job: Job, store: Store, emit: Listener, start: Launcher) -> None:
     from harness.engine.training_log import TrainingLog
 
     work, name = job.work, job.work.recipe.recipe
+    origin = origin_of(work)
     for note in work.source.notes:
         emit(Event("note", {"text": f"recipe {name}: {note}"}))
     emit(Event("stage_start", {"stage": f"train {name}", "total": work.recipe.epochs}))
@@ -146,7 +155,8 @@ def _trained(job: Job, store: Store, emit: Listener, start: Launcher) -> None:
         job.images(emit)  # decoded here once, for all processes
     log = TrainingLog(job.checkpoints, emit)
     result = start(job, log)
-    sha = store.put_blob(save({k: v.contiguous() for k, v in result.tensors.items()}))
+    tensors = {k: v.contiguous() for k, v in result.tensors.items()}
+    sha = store.put_blob(save(tensors, origin.metadata()))
     store.put_entry("recipes", work.key, {
         "sha256": sha, "recipe": work.recipe.model_dump(mode="json"), "description": work.description,
         "metrics": result.metrics, "history": result.history, **log.document(work.device, job.threads_each),

@@ -14,13 +14,15 @@ from harness.api.registry import detector_class, make_detector
 from harness.api.training import Recipe
 from harness.api.weights import ResolvedWeights, file_digest
 from harness.api.yamlsafe import load_yaml
+from harness.engine.origins import Origin, read_origin
 from harness.engine.suite import DetectorRow, Suite, merge, suites_folder
 
 
 @dataclass(frozen=True)
 class PreparedRow:
     """A row before any image is known. ``missing`` says which weights are absent and how to get them; such a row
-    is reported, not run. ``recipes`` maps a slot to the recipe that makes its weights."""
+    is reported, not run. ``recipes`` maps a slot to the recipe that makes its weights, ``origins`` places of files to
+    what those say they were trained on (files of slots, and files that recipes start from)."""
 
     name: str
     detector: Detector
@@ -29,6 +31,7 @@ class PreparedRow:
     weights: Mapping[str, ResolvedWeights]
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     missing: str | None = None
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
     @property
     def random(self) -> bool:
@@ -36,8 +39,8 @@ class PreparedRow:
         return any(w.kind == "random" for w in self.weights.values())
 
     @property
-    def trained_on(self) -> tuple[str, ...]:
-        """Generators whose images the head or the extractor is trained on."""
+    def trains_on(self) -> tuple[str, ...]:
+        """Generators whose images the head or the extractor is trained on in this run: they must be there."""
         names: list[str] = []
         head = self.chain.head
         while head is not None:
@@ -46,6 +49,11 @@ class PreparedRow:
         for recipe in self.recipes.values():
             names += recipe.generators
         return tuple(dict.fromkeys(names))
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Those, and the generators whose images its weights files were trained on: seen."""
+        return tuple(dict.fromkeys([*self.trains_on, *(g for o in self.origins.values() for g in o.generators)]))
 
 
 def load_recipe(name: str, where: object = None) -> Recipe:
@@ -207,7 +215,20 @@ def prepare_row(name: str, row: DetectorRow, protocol: Protocol, weights_root: P
             weights[slot] = _file(Path(value).expanduser())
         else:
             missing.append(_absent(slot, detector, Path(value)))
-    return PreparedRow(name, detector, chain, row.batch_size, weights, recipes, "; ".join(missing) or None)
+    origins = _origins(weights, recipes, weights_root)
+    return PreparedRow(name, detector, chain, row.batch_size, weights, recipes, "; ".join(missing) or None, origins)
+
+
+def _origins(
+    weights: Mapping[str, ResolvedWeights], recipes: Mapping[str, Recipe], weights_root: Path
+) -> dict[str, Origin]:
+    """What the files of a row's slots, and those that its recipes start from, say of their own training."""
+    files = {slot: w.path for slot, w in weights.items() if w.path is not None}
+    for slot, recipe in recipes.items():
+        paths = {start: _start_path(name, weights_root) for start, name in recipe.start.items()}
+        files |= {f"{slot}, start.{start}": path for start, path in paths.items() if path.is_file()}
+    found = {place: read_origin(path) for place, path in files.items()}
+    return {place: origin for place, origin in found.items() if origin is not None}
 
 
 def prepare_rows(suite: Suite, weights_root: Path) -> list[PreparedRow]:
@@ -222,9 +243,14 @@ def prepare_rows(suite: Suite, weights_root: Path) -> list[PreparedRow]:
 
 def describe(row: PreparedRow) -> dict[str, Any]:
     """The row for ``record.json``."""
-    weights = {slot: {"kind": w.kind, "identity": w.identity, "label": w.label} for slot, w in row.weights.items()}
+    weights: dict[str, dict[str, Any]] = {
+        slot: {"kind": w.kind, "identity": w.identity, "label": w.label} for slot, w in row.weights.items()
+    }
     for slot, recipe in row.recipes.items():
         weights[slot] = {"kind": "recipe", "identity": recipe.recipe, "label": f"recipe {recipe.recipe}"}
+    for slot, origin in row.origins.items():
+        if slot in weights:
+            weights[slot] |= {"recipe_key": origin.key, "trained_on": list(origin.generators)}
     return {
         "name": row.detector.name,
         "options": row.detector.options.model_dump(mode="json"),

@@ -15,6 +15,7 @@ from harness.api.training import Recipe, TrainingImages
 from harness.data.training.sidecars import Annotations, read_annotations
 from harness.data.training.table import FaceTable
 from harness.engine.keys import set_digest
+from harness.engine.origins import images_digest
 from harness.engine.suite import suites_folder
 from harness.results.digests import digests_array
 
@@ -37,6 +38,12 @@ class TrainingSource(Protocol):
     def identity(self) -> list[str]:
         """Digests of images and annotations, for the recipe's key."""
 
+    def example(self) -> Path:
+        """One of the files, by which another machine sees whether it has them."""
+
+    def generated(self) -> dict[str, tuple[str, ...]]:
+        """Generators among them, each with the digest of its images (`origins.images_digest`)."""
+
     def images(self, preprocess: Preprocess, read: ReadRow) -> TrainingImages:
         """What a step is given; ``read(row)`` gives the pixels of a manifest row, with the run's edits applied."""
 
@@ -54,6 +61,7 @@ class SuiteFaces:
     other splits."""
 
     manifest: pd.DataFrame
+    root: Path
     rows: Mapping[str, np.ndarray]
     annotations: Mapping[str, Annotations]
     others: Callable[[Sequence[str]], SuiteFaces]
@@ -72,6 +80,17 @@ class SuiteFaces:
         digests, labels = digests_array(self.manifest["sha256"]), self.manifest["label"].to_numpy()
         sets = [set_digest(digests[r], labels[r], self._names(split)) for split, r in self.rows.items()]
         return sets + [known.digest() for known in self.annotations.values()]
+
+    def example(self) -> Path:
+        """As ``TrainingSource``."""
+        first = next(rows for rows in self.rows.values() if len(rows))[0]
+        return self.root / str(self.manifest["path"].iloc[first])
+
+    def generated(self) -> dict[str, tuple[str, ...]]:
+        """As ``TrainingSource``."""
+        table = self.manifest.iloc[np.concatenate(list(self.rows.values()))]
+        made = table[table["label"] == 1].groupby("generator")["sha256"]
+        return {str(name): (images_digest(digests),) for name, digests in made}
 
     def images(self, preprocess: Preprocess, read: ReadRow) -> TrainingImages:
         """As ``TrainingSource``."""
@@ -108,6 +127,14 @@ class ReleasedFaces:
         """As ``TrainingSource``."""
         return [self.table.identity(split) for split in self.splits]
 
+    def example(self) -> Path:
+        """As ``TrainingSource``."""
+        return self.table.root / self.table.paths[0]
+
+    def generated(self) -> dict[str, tuple[str, ...]]:
+        """As ``TrainingSource``: there are photographs alone."""
+        return {}
+
     def images(self, preprocess: Preprocess, read: ReadRow) -> TrainingImages:
         """As ``TrainingSource``."""
         return self.table.images(preprocess, self.splits)
@@ -131,13 +158,14 @@ def _rows(manifest: pd.DataFrame, dataset: str, recipe: Recipe, split: str, coun
 
 
 def _annotations(
-    root: Path, manifest: pd.DataFrame, dataset: str, rows: Mapping[str, np.ndarray], edits: Mapping[str, Any]
-) -> dict[str, Annotations]:
+    root: Path, manifest: pd.DataFrame, dataset: str, rows: Mapping[str, np.ndarray], edits: Mapping[str, Any],
+    labels: str | None,
+) -> dict[str, Annotations]:  # fmt: skip
     """What the dataset's folder says of the photographs of each split; landmarks only of images as they are stored."""
     everything = np.unique(np.concatenate([*rows.values()]))
     table = manifest.iloc[everything]
     sizes = list(zip(table["width"].tolist(), table["height"].tolist(), strict=True))
-    known = read_annotations(root / dataset, table["path"].tolist(), sizes)
+    known = read_annotations(root / dataset, table["path"].tolist(), sizes, labels)
     if edits.get("rotate") and known.points is not None:
         notes = (*known.notes, "landmarks are not used: they refer to images before rotation")
         known = replace(known, points=None, notes=notes)
@@ -159,7 +187,8 @@ def suite_faces(
         what = "to train on" if splits[0] == "train" else "to report on"
         raise DataError(f"recipe {recipe.recipe!r}: dataset {dataset!r} has no `{splits[0]}` photographs {what}")
     others = partial(suite_faces, recipe, manifest, root, dataset, count, edits)
-    return SuiteFaces(manifest, rows, _annotations(root, manifest, dataset, rows, edits), others)
+    known = _annotations(root, manifest, dataset, rows, edits, recipe.data.labels)
+    return SuiteFaces(manifest, root, rows, known, others)
 
 
 def released_faces(recipe: Recipe, root: Path, progress: Callable[[int, int], None] | None = None) -> ReleasedFaces:
@@ -168,16 +197,55 @@ def released_faces(recipe: Recipe, root: Path, progress: Callable[[int, int], No
     Raises:
         DataError: it is not there, or nothing in it can be used.
     """
+    return _released(recipe, root, _open_released(recipe, root, progress))
+
+
+def _open_released(recipe: Recipe, root: Path, progress: Callable[[int, int], None] | None = None) -> FaceTable:
     from harness.data.exif.vocabulary import load_vocabulary
     from harness.data.training.fdf import labels_from_exif, open_fdf
 
     vocabulary = load_vocabulary(suites_folder() / "exif" / f"{recipe.data.vocabulary}.yaml")
-    levels = int(recipe.settings.get("levels", 3))
-    table = open_fdf(
-        root, labels=recipe.data.labels, old_labels=labels_from_exif(vocabulary, levels), progress=progress
-    )
+    old = labels_from_exif(vocabulary, _levels(recipe))
+    return open_fdf(root, labels=recipe.data.labels, old_labels=old, progress=progress)
+
+
+def _levels(recipe: Recipe) -> int:
+    return int(recipe.settings.get("levels", 3))
+
+
+def _released(recipe: Recipe, root: Path, table: FaceTable) -> ReleasedFaces:
     if recipe.max_images is not None:
         table = table.head("train", recipe.max_images)
     if len(table.rows("train")) == 0:
         raise DataError(f"recipe {recipe.recipe!r}: no face in `train`", root, "give more faces")
     return ReleasedFaces(table)
+
+
+class Sources:
+    """The images of the recipes of one suite. The released layout, where opening reads every face, is opened once for
+    all recipes that ask the same of it, also where that fails."""
+
+    def __init__(
+        self, manifest: pd.DataFrame, root: Path, dataset: str, count: int, edits: Mapping[str, Any]
+    ) -> None:  # fmt: skip
+        self.manifest, self.root, self.dataset, self.count, self.edits = manifest, root, dataset, count, edits
+        self._opened: dict[tuple[object, ...], FaceTable | DataError] = {}
+
+    def of(self, recipe: Recipe) -> TrainingSource:
+        """A recipe's images.
+
+        Raises:
+            DataError: they are not there or cannot be read.
+        """
+        if recipe.data.layout != "released":
+            return suite_faces(recipe, self.manifest, self.root, self.dataset, self.count, self.edits)
+        asked = (recipe.data.labels, recipe.data.vocabulary, _levels(recipe))
+        if asked not in self._opened:
+            try:
+                self._opened[asked] = _open_released(recipe, self.root.resolve())
+            except DataError as error:
+                self._opened[asked] = error
+        found = self._opened[asked]
+        if isinstance(found, DataError):
+            raise found
+        return _released(recipe, self.root, found)

@@ -12,11 +12,11 @@ from harness.engine.rows import prepare_rows
 from harness.engine.suite import Suite, load_suite
 
 
-def _suite(name: str, settings: list[str]) -> tuple[Suite, list[str]]:
-    """The suite, and the generators that its rows are trained on."""
+def _suite(name: str, settings: list[str]) -> tuple[Suite, list[str], list[str]]:
+    """The suite, the generators that its rows are trained on in a run, and those that their weights have seen."""
     suite = load_suite(name, settings=settings)
     rows = prepare_rows(suite, Path("pretrained"))
-    return suite, [g for row in rows for g in row.trained_on]
+    return suite, [g for row in rows for g in row.trains_on], [g for row in rows for g in row.trained_on]
 
 
 def _root(path: Path) -> Path:
@@ -29,8 +29,8 @@ def check(root: Path, name: str, settings: list[str], *, fast: bool, allow_outsi
     """Document, text, and whether no error was found."""
     from harness.data.check import check_data
 
-    suite, seen = _suite(name, settings)
-    report = check_data(_root(root), data_spec(suite), fast=fast, seen=seen, allow_outside=allow_outside)
+    suite, seen, known = _suite(name, settings)
+    report = check_data(_root(root), data_spec(suite), fast=fast, seen=seen, known=known, allow_outside=allow_outside)
     return report.to_json(), report.text(), report.ok
 
 
@@ -38,9 +38,11 @@ def index(root: Path, name: str, settings: list[str], out: Path, *, allow_outsid
     """The manifest's path and its number of images."""
     from harness.data.manifest import build_manifest, write_manifest
 
-    suite, seen = _suite(name, settings)
+    suite, seen, known = _suite(name, settings)
     spec = data_spec(suite)
-    result = build_manifest(_root(root), spec, seen=seen, allow_outside=allow_outside, seed=spec.splits.seed)
+    result = build_manifest(
+        _root(root), spec, seen=seen, known=known, allow_outside=allow_outside, seed=spec.splits.seed
+    )
     result.require(root)
     path = out if out.suffix == ".parquet" else out / "manifest.parquet"
     return write_manifest(result.table, path), len(result.table)

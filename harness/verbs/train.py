@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from harness.api.training import Recipe
     from harness.engine.images import Reader
+    from harness.engine.origins import Origin
     from harness.engine.plan import Plan
     from harness.engine.training_data import ReadRow, TrainingSource
     from harness.results.store import Store
@@ -176,7 +177,7 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     from harness.engine.execute import with_device
     from harness.engine.processes import Torchrun, chosen_launcher
     from harness.engine.recipe_report import report_recipe
-    from harness.engine.recipes import recipe_work, train_recipe, trained_weights
+    from harness.engine.recipes import origin_of, recipe_work, train_recipe, trained_weights
     from harness.results.store import Store
     from harness.results.training import file_name
 
@@ -187,7 +188,7 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     require_writable(request.out / "training.json")
     export = None if request.export is None else _export_path(request.export)
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})))
-    root = root_of(request, say)
+    root = root_of(request, say).resolve()
     source, reader = recipe_images(recipe, root, request, say)
     threads = request.threads or len(os.sched_getaffinity(0))
     there = request.engine == "ray" and request.device == "cuda"  # on the cluster's machines, not needed on this one
@@ -199,7 +200,7 @@ def train_one(request: TrainRequest, *, emit: Listener | None = None) -> TrainDo
     if rank:
         return TrainDone(recipe.recipe, work.key, made.path, made.path.stem, trained=not stored, rank=rank)
     if export is not None:
-        write_export(made.path, export)
+        write_export(made.path, export, origin_of(work))
     entry = store.entry("recipes", work.key) or {}
     report = None
     if request.report:
@@ -287,24 +288,29 @@ def _export_path(export: Path) -> Path:
     return export
 
 
-def write_export(weights: Path, export: Path) -> None:
+def write_export(weights: Path, export: Path, origin: Origin | None = None) -> None:
     """Write a trained weights file where the user wants it: as it is (.safetensors), or as the authors' files are
-    (.pth, .pt): ``torch.save({"model": {name: tensor}})``, the same tensors under the same names.
+    (.pth, .pt): ``torch.save({"model": {name: tensor}})``, the same tensors under the same names. Either says on
+    what it was trained, by ``origin`` where the file from the store does not (one of an earlier version).
 
     Raises:
         StoreError: it cannot be written; what was there stays.
     """
-    if export.suffix not in CONTAINERS:
-        write_atomic(export, weights.read_bytes())
-        return
     import io
 
     import torch
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save
 
-    buffer = io.BytesIO()
+    from harness.engine.origins import read_origin
+
+    stated = read_origin(weights)
+    if export.suffix not in CONTAINERS:
+        anew = None if stated is not None or origin is None else save(load_file(weights), origin.metadata())
+        write_atomic(export, anew or weights.read_bytes())
+        return
+    buffer, known = io.BytesIO(), stated or origin
     torch.save({"model": load_file(weights)}, buffer)
-    write_atomic(export, buffer.getvalue())
+    write_atomic(export, buffer.getvalue() if known is None else known.within(buffer.getvalue()))
 
 
 def pixels_of(reader: Reader | None) -> ReadRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from plugin_support import Ran, engine_run, make_data, write_suite
 from safetensors import safe_open
@@ -19,11 +21,12 @@ from safetensors.numpy import save
 from harness.api.errors import WeightsError
 from harness.api.protocol import Protocol
 from harness.api.training import Recipe
-from harness.api.weights import ResolvedWeights
+from harness.api.weights import ResolvedWeights, read_tensors
 from harness.engine.origins import ENTRY, Origin, images_digest, origin_warnings, read_origin, together
 from harness.engine.recipes import origin_of
 from harness.engine.rows import PreparedRow, prepare_row
 from harness.engine.suite import DetectorRow
+from harness.verbs.train import write_export
 
 pytestmark = pytest.mark.usefixtures("plugins")
 KEY, SET, OTHER = "0" * 64, "a1" * 32, "b2" * 32
@@ -58,8 +61,21 @@ def test_a_file_that_is_none_states_nothing(tmp_path: Path, content: bytes) -> N
 def test_files_without_an_origin_state_none(tmp_path: Path) -> None:
     assert read_origin(written(tmp_path / "plain.safetensors")) is None
     assert read_origin(written(tmp_path / "other.safetensors", format="pt")) is None
-    (tmp_path / "a.pth").write_bytes(written(tmp_path / "b.safetensors", Origin(KEY, {"ldm": (SET,)})).read_bytes())
+    torch.save({"model": {"w": torch.zeros(3)}}, tmp_path / "a.pth")
     assert read_origin(tmp_path / "a.pth") is None
+    (tmp_path / "b.pth").write_bytes(b"PK\x03\x04 but no archive")
+    assert read_origin(tmp_path / "b.pth") is None
+
+
+def test_a_file_of_torch_states_its_origin_and_loads_as_before(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"model": {"w": torch.arange(3.0)}}, buffer)
+    origin = Origin(KEY, {"ldm": (SET,)})
+    path = tmp_path / "a.pth"
+    path.write_bytes(origin.within(buffer.getvalue()))
+    assert path.read_bytes() == origin.within(buffer.getvalue())
+    assert read_origin(path) == origin
+    assert read_tensors(path)["w"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +133,7 @@ def blob(ran: Ran, folder: Path) -> Path:
     return folder / "store" / "blobs" / f"{made['sha256']}.safetensors"
 
 
-def tested(ran: Ran) -> dict[str, set[str]]:
+def drawn(ran: Ran) -> dict[str, set[str]]:
     return {str(g): set(part["sha256"]) for g, part in ran.plan.cells.groupby("generator")}
 
 
@@ -127,13 +143,13 @@ def test_a_file_of_a_recipe_gives_the_marks_the_images_and_the_scores_of_the_rec
     second = run(tmp_path / "two", data, str(file))
     assert first.plan.rows[0].row.trained_on == second.plan.rows[0].row.trained_on == ("ldm",)
     assert second.plan.rows[0].row.trains_on == ()
-    assert tested(first) == tested(second)
+    assert drawn(first) == drawn(second)
     assert first.scores.equals(second.scores)
     table = second.plan.manifest
     (work,) = first.plan.recipes.values()
     used = set(table["sha256"].iloc[[i for rows in work.source.rows.values() for i in rows]])
     assert used
-    assert not used & {sha for part in tested(second).values() for sha in part}
+    assert not used & {sha for part in drawn(second).values() for sha in part}
     rows = [second.plan.rows[0].row]
     assert origin_warnings(rows, table, second.plan.images) == []
     other = run(tmp_path / "three", data, str(file), data={
@@ -150,7 +166,7 @@ def test_a_generator_that_a_file_was_trained_on_need_not_be_here(data: Path, tmp
     only = {"photographs": ["celeba-face"], "generators": ["ddim"]}
     ran = run(tmp_path / "two", root, str(file), data=only)
     assert ran.failures == {}
-    assert set(tested(ran)) == {"", "ddim"}
+    assert set(drawn(ran)) == {"", "ddim"}
 
 
 def test_the_header_names_no_path_and_equal_trainings_of_any_name_give_one_file(data: Path, tmp_path: Path) -> None:
@@ -182,3 +198,15 @@ def test_a_row_whose_recipe_starts_from_a_trained_file_has_seen_what_that_file_s
     made = prepare_row("trained-cnn", row, Protocol.named("paper"), tmp_path)
     assert made.trains_on == ("ldm",)
     assert made.trained_on == ("ldm", "ddim")
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_an_export_of_a_file_that_states_nothing_is_given_the_origin(tmp_path: Path, ending: str) -> None:
+    origin, export = Origin(KEY, {"ldm": (SET,)}), tmp_path / f"e{ending}"
+    write_export(written(tmp_path / "old.safetensors"), export, origin)
+    assert read_origin(export) == origin
+    assert read_tensors(export)["w"].tolist() == [0, 0, 0]
+    write_export(written(tmp_path / "new.safetensors", origin), export, Origin(OTHER, {}))
+    assert read_origin(export) == origin
+    write_export(written(tmp_path / "bare.safetensors"), export)
+    assert read_origin(export) is None

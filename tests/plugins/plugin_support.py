@@ -201,7 +201,8 @@ def segments(store: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Ran:
-    """What the engine gave in this process: scores, images computed by kind and rows, failures, what was said."""
+    """What the engine gave in this process: scores, images computed by kind and rows, failures, what was said, and the
+    stages that began."""
 
     scores: Any
     computed: dict[str, int]
@@ -209,6 +210,7 @@ class Ran:
     plan: Any
     said: list[str]
     outcome: Any
+    stages: list[str] = field(default_factory=list)
 
     def of(self, detector: str) -> dict[tuple[str, str], float]:
         """Score by image and generator."""
@@ -233,19 +235,23 @@ def engine_run(
     from harness.results.store import Store
 
     said: list[str] = []
+    stages: list[str] = []
 
     def listen(event: Any) -> None:
         if event.kind in ("warning", "note"):
             said.append(str(event.fields["text"]))
+        if event.kind == "stage_start":
+            stages.append(str(event.fields["stage"]))
 
     edits = edits or InputEdits()
     loaded = load_suite(suite)
     rows = prepare_rows(loaded, weights_root)
     store = Store(folder / "store", warn=said.append)
-    seen = [g for row in rows for g in row.trained_on]
+    seen, known = [g for row in rows for g in row.trains_on], [g for row in rows for g in row.trained_on]
     ready = prepare_data(
-        loaded, data, store, seen=seen, limit=limit, allow_outside=False, on_bad_image="stop", workers=0, emit=listen
-    )
+        loaded, data, store, seen=seen, known=known, limit=limit, allow_outside=False, on_bad_image="stop", workers=0,
+        emit=listen,
+    )  # fmt: skip
     settings = Settings("cpu", threads, batch, edits_key(edits))
     plan = make_plan(loaded, rows, ready.manifest, ready.root, ready.draws, ready.cell_rows, store, settings)
     if plan_only:
@@ -253,7 +259,7 @@ def engine_run(
     reader = Reader(ready.root, list(ready.manifest["path"]), list(ready.manifest["sha256"]), edits)
     outcome = Executor(plan, store, reader, listen, workers).run(folder / "fitted")
     scores = pd.concat([row.frame() for row in outcome.scores], ignore_index=True) if outcome.scores else pd.DataFrame()
-    return Ran(scores, computed_by_stage(plan, outcome.computed), outcome.failures, plan, said, outcome)
+    return Ran(scores, computed_by_stage(plan, outcome.computed), outcome.failures, plan, said, outcome, stages)
 
 
 def computed_by_stage(plan: Any, computed: Mapping[str, int]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """What is known of a suite's photographs beside their pixels: EXIF labels and landmarks in the dataset's folder.
 
-`<dataset>/exif_labels.json` is a label file (`harness data exif` writes it), `<dataset>/landmarks.json` or the folder
-`<dataset>/landmarks/` holds landmarks. Both are matched by the stem of the image's name, and optional.
+`<dataset>/exif_labels.json` is a label file (`harness data exif` writes it; a recipe may name another there),
+`<dataset>/landmarks.json` or the folder `<dataset>/landmarks/` holds landmarks. Both are matched by the stem of the
+image's name, and optional.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.api.errors import DataError
 from harness.data.exif.labels import read_labels
 from harness.data.manipulate.landmarks import NPY_SIDE, JsonFile, read_landmarks_npy
 from harness.data.manipulate.regions import NUM_LANDMARKS
@@ -66,20 +68,25 @@ class Annotations:
         return self.points[row]
 
 
-def read_annotations(folder: Path, paths: Sequence[str], sizes: Sequence[tuple[int, int]]) -> Annotations:
+def read_annotations(
+    folder: Path, paths: Sequence[str], sizes: Sequence[tuple[int, int]], labels: str | None = None
+) -> Annotations:
     """Annotations of photographs, in their order.
 
     Args:
         folder: the dataset's.
         paths: image files; their stems are the ids.
         sizes: (width, height) of each, which landmarks in a JSON file refer to.
+        labels: another label file, by its name in the folder; it must be there.
 
     Raises:
-        DataError: a file that is there and cannot be read.
+        DataError: a file that is there and cannot be read, or a named one that is not.
     """
     ids = [PurePosixPath(path).stem for path in paths]
     notes: list[str] = []
-    tags, levels = _tags(folder / LABELS, ids, notes)
+    if labels is not None and not (folder / labels).is_file():
+        raise DataError("the label file is not there", folder / labels, "make it with `harness data exif`")
+    tags, levels = _tags(folder / (labels or LABELS), ids, notes)
     points = _points(folder, ids, sizes, notes)
     return Annotations(tags, levels, points, tuple(notes))
 

@@ -51,6 +51,16 @@ def test_released_landmarks_files_keep_their_coordinates(tmp_path: Path) -> None
     assert known.landmarks(0) is None
 
 
+def test_another_label_file_may_be_named_and_must_then_be_there(tmp_path: Path) -> None:
+    labels(tmp_path, iso=2)
+    (tmp_path / "exif_labels.json").rename(tmp_path / "mine.json")
+    labels(tmp_path)
+    assert read_annotations(tmp_path, PATHS, SIZES, "mine.json").tags["iso"].tolist() == [1, 2, -1]
+    assert read_annotations(tmp_path, PATHS, SIZES).tags["iso"].tolist() == [1, 0, -1]
+    with pytest.raises(DataError, match=r"the label file is not there[\s\S]*nobodys\.json"):
+        read_annotations(tmp_path, PATHS, SIZES, "nobodys.json")
+
+
 def test_nothing_there_is_nothing_known(tmp_path: Path) -> None:
     known = read_annotations(tmp_path, PATHS, SIZES)
     assert (known.tags, known.points, known.notes, known.digest()) == ({}, None, (), "")
