@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cluster_support import command, descendants, wait_until
 from plugin_support import Cli, Done, make_data
 from safetensors.torch import load_file
 
@@ -106,12 +107,18 @@ def test_who_starts_the_processes_moves_no_bit(two, tmp_path: Path, photographs:
 
 def torchrun(cli: Cli, processes: int, words: tuple[object, ...]) -> Done:
     """The user's own torchrun around the command line."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [*command, "-m", "harness", *map(str, words)], cwd=cli.folder, env=cli._environment(), text=True,
-        capture_output=True, timeout=200, check=False,
+    process = torchrun_started(cli, processes, words)
+    out, err = process.communicate(timeout=200)
+    return Done(process.returncode, out, err)
+
+
+def torchrun_started(cli: Cli, processes: int, words: tuple[object, ...]) -> subprocess.Popen[str]:
+    """The same, not waited for."""
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [*started, "-m", "harness", *map(str, words)], cwd=cli.folder, env=cli._environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.slow
@@ -129,11 +136,7 @@ def test_what_is_stored_is_found_by_every_process_of_a_torchrun(two, photographs
 
 def started(process: subprocess.Popen[str], begun: Path) -> list[int]:
     """Ids of the processes that train, the first one first, as soon as a checkpoint is there."""
-    deadline = time.monotonic() + 120
-    while not list(begun.glob("*/step-*/state.json")):
-        assert process.poll() is None, "".join(process.communicate())
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_checkpoint(process, begun)
     found = {}
     for folder in Path("/proc").iterdir():
         try:
@@ -144,6 +147,14 @@ def started(process: subprocess.Popen[str], begun: Path) -> list[int]:
         if parent == process.pid and any(b"take_part" in word for word in words):
             found[json.loads(words[3])["rank"]] = int(folder.name)
     return [found[rank] for rank in sorted(found)]
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], begun: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(begun.glob("*/step-*/state.json")):
+        assert process.poll() is None, "".join(process.communicate())
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def gone(ids: list[int]) -> bool:
@@ -160,18 +171,27 @@ LONG = {"epochs": 10, "processes": 2}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> str:
-    """sha256 of 30 steps by two processes."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> tuple[str, str]:
+    """30 steps by two processes: sha256 of the weights, and the history."""
     folder = tmp_path_factory.mktemp("undisturbed")
     done = Cli(folder, ())("train", recipe(folder, **LONG), "--data-root", photographs, *FIXED)
     assert done.code == 0, done.text
-    return str(done.document["sha256"])
+    assert "lambda/face_fine" in history(folder, done)
+    return str(done.document["sha256"]), history(folder, done)
+
+
+def same_bits(undisturbed: tuple[str, str], folder: Path, done: Done) -> None:
+    """It went on from a checkpoint, to the same weights, λ and losses of every step."""
+    assert done.code == 0, done.text
+    assert "going on after step" in done.err
+    assert (done.document["sha256"], history(folder, done)) == undisturbed
+    assert not list((folder / ".blades-store/training").iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["worker", "driver", "interrupt"])
 def test_ended_at_any_step_the_same_command_gives_the_same_bits(
-    undisturbed: str, tmp_path: Path, photographs: Path, what: str
+    undisturbed: tuple[str, str], tmp_path: Path, photographs: Path, what: str
 ) -> None:
     cli, begun = Cli(tmp_path, ()), tmp_path / ".blades-store/training"
     words = ("train", recipe(tmp_path, **LONG), "--data-root", photographs, "--every", "2", *FIXED)
@@ -193,11 +213,44 @@ def test_ended_at_any_step_the_same_command_gives_the_same_bits(
     if what == "interrupt":
         assert "the same command goes on from there" in err
     assert list(begun.glob("*/step-*"))
-    done = cli(*words)
-    assert done.code == 0, done.text
-    assert "going on after step" in done.err
-    assert done.document["sha256"] == undisturbed
-    assert not list(begun.iterdir())
+    same_bits(undisturbed, tmp_path, cli(*words))
+
+
+@pytest.mark.slow
+def test_a_torchrun_that_is_asked_to_end_leaves_a_checkpoint_and_goes_on(
+    undisturbed: tuple[str, str], tmp_path: Path, photographs: Path
+) -> None:
+    cli, begun = Cli(tmp_path, ()), tmp_path / ".blades-store/training"
+    words = ("train", recipe(tmp_path, **LONG), "--data-root", photographs, "--every", "2", *FIXED)
+    process = torchrun_started(cli, 2, words)
+    wait_for_checkpoint(process, begun)
+    ids = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert gone(ids)
+    assert process.returncode != 0, out + err
+    assert "the same command goes on from there" in err
+    assert out == ""
+    same_bits(undisturbed, tmp_path, torchrun(cli, 2, words))
+
+
+@pytest.mark.slow
+def test_a_worker_of_ray_train_that_is_killed_is_named_and_the_same_command_goes_on(
+    undisturbed: tuple[str, str], tmp_path: Path, photographs: Path
+) -> None:
+    cli, begun = Cli(tmp_path, ()), tmp_path / ".blades-store/training"
+    words = ("train", recipe(tmp_path, **LONG), "--data-root", photographs, "--every", "2", *FIXED, "--engine", "ray")
+    process = cli.start(*words)
+    wait_for_checkpoint(process, begun)
+    training = wait_until(lambda: [p for p in descendants(process.pid) if command(p).startswith("ray::RayTrainWorker")])
+    assert len(training) == 2
+    os.kill(training[1], signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, out + err
+    assert "a process of this training is gone" in err
+    assert "goes on from the last checkpoint" in err
+    assert gone(training)
+    same_bits(undisturbed, tmp_path, cli(*words))
 
 
 # refused -------------------------------------------------------------------------------------------------------------
