@@ -35,6 +35,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "blades_no_nose": ("blades", {"protocol.regions": "mouth_eye"}),
     "blades_resampled": ("blades", {"protocol.resample_photographic": True}),
     "blades_five_levels": ("blades", {"settings.levels": 5, "data.labels": "exif_labels_5.json"}),
+    "faces_small_unresampled": ("faces_small", {"protocol.resample_photographic": False}),
     "cnnd_faces_plain": ("cnnd_faces", {"settings.augment": SIZES}),
 }
 """What a recipe changes of which other."""
