@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ def describe_weights(folder: Path, slot: str, weights: ResolvedWeights) -> dict[
             said["file"] = f"{slot}.safetensors"
             write_atomic(folder / said["file"], weights.path.read_bytes())
     return said
+
+
+def absolute(weights: Mapping[str, ResolvedWeights]) -> dict[str, ResolvedWeights]:
+    """Weights with whole paths: another process has a folder of its own."""
+    return {slot: w if w.path is None else replace(w, path=w.path.resolve()) for slot, w in weights.items()}
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from harness.api.errors import ConfigError
+from harness.api.errors import ClusterError
 from harness.api.events import Listener
-from harness.engine.cluster.connect import check_address, check_nodes, connected
+from harness.engine.cluster.connect import check_address, connected
+from harness.engine.cluster.nodes import Word, check_nodes, left_word, nodes_text, require_room, require_seen, worded
 from harness.engine.exchange import Exchange
 from harness.engine.processes import EXCHANGE, PATIENCE, taken_part
-from harness.engine.training_job import Job
+from harness.engine.training_job import Job, files_of
 
 if TYPE_CHECKING:
     from harness.api.trainer import TrainResult
 
 LOOK = 0.1
+STARTS = 5
+"""How often Ray Train waits for room for its workers, 60 seconds each time unless the user's
+``RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S`` says otherwise; left alone it would do so for ever."""
+NO_PLACE = ("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError", "InsufficientClusterResourcesError")
+"""What Ray Train calls it when its workers do not come up; the classes are its own affair, and so is their module."""
 
 
 class RayProcesses:
@@ -27,7 +32,7 @@ class RayProcesses:
     resuming and events are the trainer's, as in every other way, so that what is trained is the same to the bit.
 
     Args:
-        address: of a running cluster; by default what Ray finds, or a Ray of its own on this machine.
+        address: of a running cluster; None: the one that this process is connected to, else a Ray of our own.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -37,23 +42,31 @@ class RayProcesses:
         """Train; this process passes on events and signals.
 
         Raises:
-            ConfigError: no Ray, no cluster at the address, or one with fewer CPUs or devices than the recipe needs.
+            ConfigError: no Ray, no cluster at the address, or one whose nodes do not hold the recipe's processes.
             StoreError: a node does not see the store.
+            ClusterError: a node lacks images or weights, or others use the cluster and no room comes free.
         """
         from harness.api.checkpoint import stop_requests
 
         check_address(self.address)
         exchange = Exchange(job.checkpoints / EXCHANGE)
         exchange.clear()
-        with connected(self.address) as ray, stop_requests() as asked:
-            _check_resources(job)
-            check_nodes(ray, job.store.resolve(), ())
-            ended = _Fit(job, exchange)
+        needs = _needs(job)
+        with (
+            connected(self.address) as ray, left_word(job.store, files_of(job.work)) as word, stop_requests() as asked
+        ):  # fmt: skip
+            fix = "use fewer processes, or less --threads"
+            require_room(ray, needs, job.processes, f"process of recipe {job.work.recipe.recipe}", fix)
+            check_nodes(ray, word)
+            ended = _Fit(job, exchange, needs, word)
             while not ended.wait(LOOK):
                 exchange.pass_on(emit)
                 why = asked()
                 if why is not None:
                     exchange.ask_to_stop(why)
+            if ended.never_began:
+                what = f"{job.processes} processes of {worded(needs)} found no place: {ended.why}"
+                raise ClusterError(what, where=nodes_text(ray), fix="wait until the cluster has room, then run again")
         exchange.pass_on(emit)
         lost = dict.fromkeys(range(job.processes), ended.why)
         return exchange.outcome(job.processes, lost)
@@ -62,9 +75,9 @@ class RayProcesses:
 class _Fit:
     """Ray Train's ``fit`` in a thread of its own: it waits, and in the main thread it would take SIGINT for itself."""
 
-    def __init__(self, job: Job, exchange: Exchange) -> None:
+    def __init__(self, job: Job, exchange: Exchange, needs: dict[str, float], word: Word) -> None:
         self.error: BaseException | None = None
-        self._trainer = _trainer(job, exchange)
+        self._trainer = _trainer(job, exchange, needs, word)
         self._thread = threading.Thread(target=self._run, name="ray train", daemon=True)
         self._thread.start()
 
@@ -80,27 +93,39 @@ class _Fit:
         return not self._thread.is_alive()
 
     @property
+    def never_began(self) -> bool:
+        """Whether the workers were not started, or not all of them."""
+        from ray.train import ControllerError
+
+        if not isinstance(self.error, ControllerError):
+            return False
+        return type(self.error.controller_failure).__name__ in NO_PLACE
+
+    @property
     def why(self) -> str:
         """What Ray says of the end, in one line."""
         lines = [line.strip() for line in str(self.error or "").splitlines() if line.strip()]
         return f"Ray says: {' '.join(lines)[:300]}" if lines else "Ray says nothing of it"
 
 
-def _trainer(job: Job, exchange: Exchange) -> Any:
+def _needs(job: Job) -> dict[str, float]:
+    """Of one process, by Ray's names."""
+    return {"CPU": float(job.threads_each)} | ({"GPU": 1.0} if job.work.device.startswith("cuda") else {})
+
+
+def _trainer(job: Job, exchange: Exchange, needs: dict[str, float], word: Word) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cuda = job.work.device.startswith("cuda")
-    resources = {"CPU": float(job.threads_each)} | ({"GPU": 1.0} if cuda else {})
+    # a worker that fails would fail again: what can be mended by going on is left to the same command
+    limits: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0, "controller_failure_limit": STARTS - 1}
     return TorchTrainer(
         _worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "word": word},
         torch_config=TorchConfig(backend="nccl" if cuda else "gloo", timeout_s=int(PATIENCE.total_seconds())),
-        scaling_config=ScalingConfig(num_workers=job.processes, use_gpu=cuda, resources_per_worker=resources),
-        # a worker that fails would fail again: what can be mended by going on is left to the same command
-        run_config=RunConfig(
-            name="ray", storage_path=str(exchange.folder), failure_config=FailureConfig(max_failures=0)
-        ),
+        scaling_config=ScalingConfig(num_workers=job.processes, use_gpu=cuda, resources_per_worker=needs),
+        run_config=RunConfig(name="ray", storage_path=str(exchange.folder), failure_config=FailureConfig(**limits)),
     )
 
 
@@ -110,26 +135,10 @@ def _worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     job: Job = config["job"]
-    os.chdir(job.folder)
+    require_seen(config["word"])
     device = str(get_device()) if job.work.device.startswith("cuda") else job.work.device
     error = taken_part(
         job, Exchange(job.checkpoints / EXCHANGE), ray.train.get_context().get_world_rank(), lambda: device
     )
     if error is not None and not isinstance(error, KeyboardInterrupt):
         raise error  # Ray takes the other workers down, which may be waiting for this one
-
-
-def _check_resources(job: Job) -> None:
-    """Ray would wait for ever for what is not there."""
-    import ray
-
-    there = ray.cluster_resources()
-    needs = {"CPU": float(job.processes * job.threads_each)}
-    if job.work.device.startswith("cuda"):
-        needs["GPU"] = float(job.processes)
-    for name, need in needs.items():
-        if there.get(name, 0.0) < need:
-            raise ConfigError(
-                f"{job.processes} processes need {need:g} {name}s; the cluster has {there.get(name, 0.0):g}",
-                where=f"recipe {job.work.recipe.recipe}", fix="use fewer processes, or less --threads",
-            )  # fmt: skip

@@ -48,7 +48,7 @@ def report_recipe(
     if stored is not None:
         return stored
     pin_numerics(threads)
-    images, _ = Job(replace(work, source=source), read, store.root.resolve(), 1, threads, Path.cwd()).images(emit)
+    images, _ = Job(replace(work, source=source), read, store.root.resolve(), 1, threads).images(emit)
     stage = f"report on {work.recipe.recipe}"
     emit(Event("stage_start", {"stage": stage, "total": images.count(REPORT)}))
     found = {"split": REPORT, "sha256": sha, "inputs": inputs, "rows": _rows(work, made.path, images, read, device)}

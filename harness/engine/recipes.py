@@ -15,6 +15,7 @@ from harness.api.protocol import Protocol
 from harness.api.registry import make_detector
 from harness.api.training import Recipe
 from harness.api.weights import ResolvedWeights, file_digest
+from harness.engine.bundled import absolute
 from harness.engine.keys import Numerics, stage_identity, stage_key
 from harness.engine.origins import Origin, read_origin, together
 from harness.engine.processes import Launcher, Torchrun, launcher_of
@@ -60,7 +61,7 @@ def recipe_work(
     """
     import harness.api.trainer as trainer
 
-    protocol, start = recipe_protocol(recipe), start_weights(recipe, weights_root)
+    protocol, start = recipe_protocol(recipe), absolute(start_weights(recipe, weights_root))
     chain = Chain.of(make_detector(recipe.detector, recipe.options, protocol))
     settled = recipe.model_dump(mode="json", exclude={"recipe", "protocol", "start"})
     identity = {
@@ -123,7 +124,7 @@ def train_recipe(
         TrainingError, Interrupted: as ``harness.api.trainer.train``.
     """
     start = launcher or launcher_of(work.recipe)
-    job = Job(work, read, store.root.resolve(), every, threads, Path.cwd())
+    job = Job(work, read, store.root.resolve(), every, threads)
     if isinstance(start, Torchrun) and start.rank > 0:
         if start.hears(job):
             start(job, emit)

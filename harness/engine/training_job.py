@@ -34,7 +34,6 @@ class Job:
         store: root of the store; every process must see it.
         every: optimiser steps between two checkpoints.
         threads: of this training in all; a process takes its share.
-        folder: where relative paths begin.
     """
 
     work: RecipeWork
@@ -42,7 +41,6 @@ class Job:
     store: Path
     every: int
     threads: int
-    folder: Path
 
     @property
     def processes(self) -> int:
@@ -100,6 +98,11 @@ class Job:
             step, work.recipe, emit=emit, device=device, threads=self.threads_each,
             checkpoints=Checkpoints(self.checkpoints, self.every), asked=asked or nobody,
         )  # fmt: skip
+
+
+def files_of(work: RecipeWork) -> list[Path]:
+    """What every machine must see besides the store: an image as an example, and the files that it starts from."""
+    return [work.source.example(), *(w.path for w in work.start.values() if w.path is not None)]
 
 
 def threads_each(recipe: Recipe, threads: int) -> int:

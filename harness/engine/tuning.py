@@ -20,9 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harness.api.errors import ConfigError, HarnessError
+from harness.api.errors import HarnessError
 from harness.api.events import Event, Listener
-from harness.engine.cluster.connect import alive_nodes, check_address, check_nodes, connected
+from harness.engine.cluster.connect import check_address, connected
+from harness.engine.cluster.nodes import Word, check_nodes, left_word, require_room, require_seen
+from harness.engine.training_job import files_of
 from harness.engine.trials import CRASHED, Plan, Trial, crash_file, run_trial
 from harness.results.files import to_json, write_atomic
 
@@ -59,20 +61,21 @@ def run_trials(
 
     Raises:
         ConfigError: no Ray, no cluster, or no room for a single trial.
-        StoreError, ClusterError: a node that does not see the store, or does not answer.
+        StoreError, ClusterError: a node that does not see the store, lacks images or weights, or does not answer.
         HarnessError: what is no trial's own fault, as the trial met it first.
         KeyboardInterrupt: asked to stop; checkpoints and values are in the store.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     plan.crashed.mkdir(parents=True, exist_ok=True)
-    needs = {"cpu": float(plan.threads)} | ({"gpu": gpus} if gpus else {})
+    needs = {"CPU": float(plan.threads)} | ({"GPU": gpus} if gpus else {})
+    files = [file for trial in trials for file in files_of(trial.work)]
     check_address(address)
-    with connected(address) as ray, _stoppable():
-        check_nodes(ray, plan.store, [])
-        _require_room(ray, needs)
+    with connected(address) as ray, left_word(plan.store, files) as word, _stoppable():
+        check_nodes(ray, word)
+        require_room(ray, needs, 1, "trial", "lower --threads" + (", or state `gpus` in the sweep" if gpus else ""))
         try:
-            _fit(plan, trials, emit, concurrent, needs, scratch)
+            _fit(plan, trials, emit, concurrent, needs, word, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     crashed = {}
@@ -86,14 +89,16 @@ def run_trials(
 
 def _fit(
     plan: Plan, trials: Sequence[Trial], emit: Listener, concurrent: int | None, needs: Mapping[str, float],
-    scratch: Path,
+    word: Word, scratch: Path,
 ) -> None:  # fmt: skip
     from ray import tune
 
     class Told(tune.Callback):
-        """Passes on what trials tell, and enters those that Tune gave up."""
+        """Passes on what trials tell, and enters those that Tune gave up, or that lie where the store is not."""
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **_: Any) -> None:
+            if UNFIT in result:
+                _enter_fatal(plan, int(trial.config["number"]), result[UNFIT])
             emit(Event("trial", {"number": trial.config["number"], **{k: result.get(k) for k in _TOLD}}))
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
@@ -113,8 +118,9 @@ def _fit(
             return (plan.crashed / FATAL).is_file()
 
     shared = {trial.number: trial for trial in trials}
+    asked = {name.lower(): need for name, need in needs.items()}  # Tune's names
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_in_actor, plan=plan, trials=shared), dict(needs)),
+        tune.with_resources(tune.with_parameters(_in_actor, plan=plan, trials=shared, word=word), asked),
         param_space={"number": tune.grid_search([trial.number for trial in trials])},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=concurrent, reuse_actors=True, trial_dirname_creator=_folder_of
@@ -135,29 +141,46 @@ def _fit(
 
 _TOLD = ("epoch", "objective", "state")
 FATAL = "fatal"
+UNFIT = "unfit"
+"""Name of what a trial reports that lies on an unfit node: it cannot leave word in a store that it does not see."""
 
 
 def _folder_of(trial: Any) -> str:
     return f"trial-{trial.config['number']}"
 
 
-def _in_actor(config: Mapping[str, Any], plan: Plan, trials: Mapping[int, Trial]) -> None:
-    """A trial in its actor. Errors are written down and not raised: Tune would only try again."""
+def _in_actor(config: Mapping[str, Any], plan: Plan, trials: Mapping[int, Trial], word: Word) -> None:
+    """A trial in its actor. Errors are written down and not raised: Tune would only try again. The node is looked at
+    first: it may have joined after the others were."""
     from ray import tune
 
     from harness.engine.inline import pin_numerics
 
     number = int(config["number"])
-    pin_numerics(plan.threads)
     state = CRASHED
+    try:
+        require_seen(word)
+    except HarnessError as error:
+        tune.report({"epoch": None, "objective": None, "state": state, UNFIT: _told(error)})
+        return
+    pin_numerics(plan.threads)
     try:
         state = run_trial(plan, trials[number], tune.report)
     except HarnessError as error:
-        _enter_crash(plan, number, {"what": error.what, "where": error.where, "fix": error.fix})
-        write_atomic(plan.crashed / FATAL, b"")
+        _enter_fatal(plan, number, _told(error))
     except Exception as error:
         _enter_crash(plan, number, {"what": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
     tune.report({"epoch": None, "objective": None, "state": state})
+
+
+def _told(error: HarnessError) -> dict[str, Any]:
+    return {"what": error.what, "where": error.where, "fix": error.fix}
+
+
+def _enter_fatal(plan: Plan, number: int, document: Mapping[str, Any]) -> None:
+    """Enter what ends the sweep."""
+    _enter_crash(plan, number, document)
+    write_atomic(plan.crashed / FATAL, b"")
 
 
 def _enter_crash(plan: Plan, number: int, document: Mapping[str, Any]) -> None:
@@ -167,14 +190,6 @@ def _enter_crash(plan: Plan, number: int, document: Mapping[str, Any]) -> None:
 def _raise_if_ours(document: Mapping[str, Any]) -> None:
     if "fix" in document:
         raise HarnessError(document["what"], document["where"], document["fix"])
-
-
-def _require_room(ray: Any, needs: Mapping[str, float]) -> None:
-    """Ray would wait for ever for what is not there."""
-    nodes = [node["Resources"] for node in alive_nodes(ray)]
-    if not any(all(node.get(name.upper(), 0.0) >= need for name, need in needs.items()) for node in nodes):
-        asked = ", ".join(f"{need:g} {name.upper()}s" for name, need in needs.items())
-        raise ConfigError(f"a trial needs {asked}, and no machine of the cluster has them", fix="lower --threads")
 
 
 @contextmanager

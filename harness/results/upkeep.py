@@ -11,6 +11,11 @@ from pathlib import Path
 from harness.data.training.cache import FOLDER, cache_files, is_intact
 from harness.results.store import Store
 
+WORDS = "words"
+"""Folder of a store for small files by which machines of a cluster know it; they are removed with the run."""
+WORD_DAYS = 30.0
+"""Age at which the run that left a word is taken for killed."""
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -113,6 +118,7 @@ def collect(store: Store, unused_days: float | None = None, dry_run: bool = Fals
         doomed += [p for p in folder.glob("*.data") if p.stem not in named and now - p.stat().st_mtime > 3600]
         if unused_days is not None and now - folder.stat().st_mtime > unused_days * 86400:
             doomed.append(folder)
+    doomed += [p for p in (store.root / WORDS).glob("*") if now - p.stat().st_mtime > WORD_DAYS * 86400]
     if unused_days is not None:
         old = [*_heads(store), *(store.root / "blobs").glob("*.safetensors")]
         doomed += [p for p in old if now - p.stat().st_mtime > unused_days * 86400]

@@ -14,15 +14,17 @@ import numpy as np
 
 from harness.api.errors import PluginError
 from harness.api.events import Event, Listener
-from harness.engine.cluster.connect import alive_nodes, check_nodes, connected
+from harness.engine.bundled import absolute
+from harness.engine.cluster.connect import connected
+from harness.engine.cluster.nodes import Word, alive_nodes, check_nodes, left_word
 from harness.engine.cluster.pool import Pool, Size, Work, WorkerKiller
 from harness.engine.cluster.queue import Piece, Queue
-from harness.engine.cluster.worker import Answer, Images, Stage, Surroundings
+from harness.engine.cluster.worker import Answer, Images, Stage, Surroundings, parts_of
 from harness.engine.engines import Computed
 from harness.engine.fitting import FitWork, fit_work, making
 from harness.engine.images import Reader
 from harness.engine.inline import keep_rate, label_of, missing_of
-from harness.engine.plan import HeadWork, ItemStage, Plan, RowPlan
+from harness.engine.plan import HeadWork, ItemStage, Plan, RowPlan, Settings
 from harness.engine.processes import Launcher
 from harness.engine.suite import Execution
 from harness.results.digests import Picked
@@ -41,6 +43,21 @@ MOST_ASIDE = 20
 """Images that a stage may set aside before it is the stage that is at fault; 3 if it has done nothing else."""
 
 
+def size_of(stage: ItemStage, settings: Settings, said: Execution) -> Size:
+    """What a worker of a stage reserves: what the suite says of its rows, of all, or else what the stage states."""
+    cuda = settings.device.startswith("cuda")
+    own = [said.actors[row] for row in dict.fromkeys(stage.rows) if row in said.actors]
+    cpus = max((a.cpus for a in own if a.cpus is not None), default=said.cpus)
+    gpus = max((a.gpus for a in own if a.gpus is not None), default=said.gpus)
+    if cpus is None:
+        cpus = stage.stage.cpus
+    if cpus is None:
+        cpus = 1.0 if cuda else float(settings.threads)
+    if gpus is None:
+        gpus = stage.stage.gpus
+    return Size(cpus, gpus if cuda else 0.0)
+
+
 class RayEngine:
     """As ``harness.engine.engines.Engine``. Workers are kept from stage to stage while their size stays the same."""
 
@@ -49,13 +66,7 @@ class RayEngine:
         address: str | None,
     ) -> None:  # fmt: skip
         self.plan, self.store, self.reader, self.emit = plan, store, reader, emit
-        self.execution, self.address = execution, address
-        settings = plan.settings
-        numerics = plan.rows[0].extractor.description["numerics"] if plan.rows else {"torch": ""}
-        self.around = Surroundings(
-            str(store.root.resolve()), str(reader.root.resolve()), reader.edits, settings.device, settings.threads,
-            readers, tuple(str(Path(p).resolve()) for p in sys.path), str(numerics["torch"]),
-        )  # fmt: skip
+        self.execution, self.readers, self.address = execution, readers, address
         self.start_seconds = 0.0
         self._exit = ExitStack()
         self._pool: Pool | None = None
@@ -65,10 +76,12 @@ class RayEngine:
         began = time.monotonic()
         try:
             self.ray = self._exit.enter_context(connected(self.address))
-            check_nodes(self.ray, self.store.root.resolve(), self._files())
+            word = self._exit.enter_context(left_word(self.store.root, self._files()))
+            check_nodes(self.ray, word)
         except BaseException:
             self._exit.close()
             raise
+        self.around = self._surroundings(word)
         self.start_seconds = time.monotonic() - began
         nodes = alive_nodes(self.ray)
         cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes)
@@ -84,12 +97,20 @@ class RayEngine:
         self._release()
         self._exit.close()
 
+    def _surroundings(self, word: Word) -> Surroundings:
+        plan, reader = self.plan, self.reader
+        numerics = plan.rows[0].extractor.description["numerics"] if plan.rows else {"torch": ""}
+        return Surroundings(
+            word, str(reader.root.resolve()), reader.edits, plan.settings.device, plan.settings.threads, self.readers,
+            tuple(str(Path(p).resolve()) for p in sys.path), str(numerics["torch"]),
+        )  # fmt: skip
+
     def _files(self) -> list[Path]:
         """An image and every weights file, as examples of what all nodes must see."""
         files = [self.reader.path(0)] if len(self.reader.paths) else []
         weights = [w.path for row in self.plan.rows for stage in row.stages for w in stage.weights.values()]
         weights += [w.path for row in self.plan.rows for w in row.head.weights.values()]
-        return [path.resolve() for path in dict.fromkeys([*files, *weights]) if path is not None]
+        return [path for path in [*files, *weights] if path is not None]
 
     def _release(self) -> None:
         if self._pool is not None:
@@ -111,21 +132,6 @@ class RayEngine:
         return RayProcesses(self.address)
 
     # item stages -----------------------------------------------------------------------------------------------------
-
-    def _size(self, stage: ItemStage) -> Size:
-        """What a worker of a stage reserves: what the suite says of its rows, of all, or else what the stage states."""
-        settings, said = self.plan.settings, self.execution
-        cuda = settings.device.startswith("cuda")
-        own = [said.actors[row] for row in dict.fromkeys(stage.rows) if row in said.actors]
-        cpus = max((a.cpus for a in own if a.cpus is not None), default=said.cpus)
-        gpus = max((a.gpus for a in own if a.gpus is not None), default=said.gpus)
-        if cpus is None:
-            cpus = stage.stage.cpus
-        if cpus is None:
-            cpus = 1.0 if cuda else float(settings.threads)
-        if gpus is None:
-            gpus = stage.stage.gpus
-        return Size(cpus, gpus if cuda else 0.0)
 
     def items(self, stage: ItemStage, without: np.ndarray) -> Computed:
         """As ``Engine``; an image that ends or stops three workers that do nothing else is set aside.
@@ -150,10 +156,10 @@ class RayEngine:
         extraction = _Extraction(self, stage, missing, queue)
         began = time.monotonic()
         try:
-            self._workers(self._size(stage), said.max_actors).run(extraction.work(label))
+            self._workers(size_of(stage, self.plan.settings, said), said.max_actors).run(extraction.work(label))
         except WorkerKiller as error:
             raise PluginError(str(error), where=label, fix="try it alone with `harness detectors check`") from error
-        keep_rate(stage, self.store, extraction.done, extraction.seconds)
+        keep_rate(stage, self.store, extraction.timed, extraction.seconds)
         self.emit(Event("stage_end", {
             "stage": label, "done": extraction.done, "seconds": time.monotonic() - began,
         }))  # fmt: skip
@@ -186,7 +192,9 @@ class RayEngine:
         queue = Queue(len(works), most=1, in_flight=1, tries=self.execution.retries + 1, timeout=timeout)
 
         def send(actor: Any, piece: Piece) -> Any:
-            return actor.fit.remote(works[int(piece.places[0])])
+            for part in parts_of(works[int(piece.places[0])]):
+                actor.take.remote(part)
+            return actor.fit.remote()
 
         def done(piece: Piece, answer: Answer) -> None:
             if answer.failure is not None:
@@ -196,7 +204,7 @@ class RayEngine:
             settings = self.plan.settings
             cpus = self.execution.cpus or float(settings.threads)
             size = Size(cpus, 0.0) if self._pool is None else self._pool.size
-            self._workers(size, self.execution.max_actors).run(Work("heads", queue, send, done))
+            self._workers(size, self.execution.max_actors).run(Work("heads", queue, send, done, unit="head"))
         for place, why in queue.aside.items():
             what = f"making this head ended or stopped {queue.tries} workers ({why})"
             errors[place] = PluginError(what, where=works[place].row, fix="give a worker more memory, or leave it out")
@@ -213,9 +221,8 @@ def _ordered(head: HeadWork) -> list[tuple[int, HeadWork]]:
 
 def _resolved(work: FitWork) -> FitWork:
     """With absolute paths: a worker has a folder of its own."""
-    weights = {s: w if w.path is None else replace(w, path=w.path.resolve()) for s, w in work.weights.items()}
     upstream = None if work.upstream is None else _resolved(work.upstream)
-    return replace(work, weights=weights, upstream=upstream)
+    return replace(work, weights=absolute(work.weights), upstream=upstream)
 
 
 class _Extraction:
@@ -226,7 +233,8 @@ class _Extraction:
         self.stage, self.missing, self.queue = stage, missing, queue
         self.items = engine.store.items(stage.key)
         self.images = engine.plan.images
-        self.label, self.done, self.seconds = label_of(stage), 0, 0.0
+        self.label, self.done = label_of(stage), 0
+        self.timed, self.seconds = 0, 0.0  # what a lost worker had stored took a time that nobody knows
 
     def work(self, name: str) -> Work:
         """For a pool."""
@@ -250,6 +258,7 @@ class _Extraction:
         if answer.failure is not None:
             raise answer.failure.raised()
         self.done += answer.done
+        self.timed += answer.done
         self.seconds += answer.seconds
         total = len(self.missing)
         self.emit(Event("progress", {

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.api.errors import ClusterError
 from harness.api.events import Event, Listener
-from harness.engine.cluster.connect import alive_nodes, node_name
+from harness.engine.cluster.nodes import alive_nodes, held, nodes_text, worded
 from harness.engine.cluster.queue import Left, Piece, Queue
 from harness.engine.cluster.worker import Answer, Surroundings, Worker
 
@@ -38,13 +38,17 @@ class Size:
     cpus: float
     gpus: float
 
+    @property
+    def needs(self) -> dict[str, float]:
+        """By Ray's names."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
+
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+        return worded(self.needs)
 
     def on(self, resources: Mapping[str, float]) -> int:
         """How many workers a node with these resources holds."""
-        parts = [resources.get(name, 0.0) / need for name, need in (("CPU", self.cpus), ("GPU", self.gpus)) if need]
-        return math.floor(min(parts) + 1e-9)
+        return held(resources, self.needs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,7 @@ class Work:
         done: is told each answer; it raises, or keeps, a failure.
         left: what of a lost piece is still to do (None: all).
         load: what a worker must do before its first piece (None: nothing).
+        unit: of what a piece holds, for people.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Work:
     done: Callable[[Piece, Answer], None]
     left: Left | None = None
     load: Callable[[Any], Any] | None = None
+    unit: str = "images"
 
 
 @dataclass(frozen=True)
@@ -142,10 +148,8 @@ class Pool:
         """Ray would wait for ever for what no node has."""
         if self._room > 0 or self.members:
             return
-        nodes = [f"{node_name(n)}: {n['Resources'].get('CPU', 0):g} CPUs, {n['Resources'].get('GPU', 0):g} GPUs"
-                 for n in alive_nodes(self.ray)]  # fmt: skip
         raise ClusterError(
-            f"no node has room for a worker, which takes {self.size}", where="; ".join(nodes) or "no node lives",
+            f"no node has room for a worker, which takes {self.size}", where=nodes_text(self.ray),
             fix="use less --threads, or state execution.cpus and execution.gpus in the suite",
         )  # fmt: skip
 
@@ -215,7 +219,8 @@ class Pool:
         if call.piece:
             work.done(work.queue.done(member.number, now), answer)
             return
-        if answer.failure is not None and call.work is work:
+        # what failed to load for a stage that is over matters to nobody; a worker that is unfit is so for every stage
+        if answer.failure is not None and (call.work is work or not member.up):
             raise answer.failure.raised()
         if not member.up:
             member.up, member.node, member.pid, self._lost_starting = True, answer.node, answer.pid, 0
@@ -242,14 +247,16 @@ class Pool:
         self.members.pop(member.number)
         self._end(member)
         self._counted = -math.inf
-        work.queue.lost(member.number, why, blame=blame, left=work.left)
+        struck = work.queue.lost(member.number, why, blame=blame, left=work.left)
         if not member.up:
             self._lost_starting += blame
             if self._lost_starting >= LOST_IN_A_ROW:
                 fix = "install the same packages on every node; Ray's logs say more"
                 raise ClusterError(f"workers end while they start: {why}", where="--engine ray", fix=fix)
             return
-        self.emit(Event("warning", {"text": f"{work.name}: a worker was lost ({why}); what it had goes to another"}))
+        strike = f"; strike {struck.strikes} against {len(struck.places)} {work.unit}" if struck is not None else ""
+        text = f"{work.name}: a worker was lost ({why}{strike}); what it had goes to another"
+        self.emit(Event("warning", {"text": text}))
         if not member.ready and member.calls[0].work is work:
             self._lost_loading += blame
             if self._lost_loading >= LOST_IN_A_ROW:

@@ -130,28 +130,30 @@ class Queue:
         self._rate = rate if self._rate is None else 0.5 * (self._rate + rate)
         return piece
 
-    def lost(self, worker: Hashable, why: str, *, blame: bool = True, left: Left | None = None) -> None:
+    def lost(self, worker: Hashable, why: str, *, blame: bool = True, left: Left | None = None) -> Piece | None:
         """A worker is gone. The piece it was doing gets a strike, unless ``blame`` is false (its node went away); the
         others of its line go to other workers. ``left`` says what of a piece is still to do: all, where it is None;
-        ``aside`` keeps ``why`` by place."""
-        line = self._lines.pop(worker, _Line())
+        ``aside`` keeps ``why`` by place. What was struck, with its strikes."""
+        line, struck = self._lines.pop(worker, _Line()), None
         for position, piece in enumerate(line.pieces):
             places = piece.places if left is None else left(piece.places)
             self.done_count += len(piece.places) - len(places)
             if len(places) == 0:
                 continue
             if position == 0 and blame:
-                self._struck(places, piece.strikes + 1, why)
+                struck = Piece(places, piece.strikes + 1)
+                self._struck(struck, why)
             else:
                 (self._suspects if piece.suspect else self._again).append(Piece(places, piece.strikes))
+        return struck
 
-    def _struck(self, places: np.ndarray, strikes: int, why: str) -> None:
-        if strikes < self.tries:
-            self._suspects.append(Piece(places, strikes))
-        elif len(places) == 1:
-            self.aside[int(places[0])] = why
+    def _struck(self, piece: Piece, why: str) -> None:
+        if piece.strikes < self.tries:
+            self._suspects.append(piece)
+        elif len(piece.places) == 1:
+            self.aside[int(piece.places[0])] = why
         else:
-            for half in np.array_split(places, 2):
+            for half in np.array_split(piece.places, 2):
                 self._suspects.append(Piece(half, self.tries - 1 if len(half) > 1 else 0))
 
     def overdue(self, now: float) -> list[Hashable]:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.api.errors import ClusterError, HarnessError
+from harness.engine.bundled import absolute
+from harness.engine.cluster.nodes import Word, require_seen
 from harness.engine.engines import RemoteError
 from harness.engine.fitting import FitWork, made_head
 from harness.engine.images import Reader
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 CAREFUL_SECONDS = 0.25
 """Seconds between two segments of a piece over which a worker was lost."""
+PART_BYTES = 64 << 10
+"""Bytes that are sent with a call; Ray keeps arguments above 100 KiB in its object store."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Surroundings:
     """What every worker of a run is told once.
 
     Attributes:
-        store: root of the store.
+        word: what lies in the store for as long as the run lasts; it names the store's root.
         images: root of the images.
         edits: of the input.
         device, threads: of the plan's numerics class.
@@ -52,7 +56,7 @@ class Surroundings:
         torch: version that the plan's keys name.
     """
 
-    store: str
+    word: Word
     images: str
     edits: InputEdits
     device: str
@@ -80,11 +84,8 @@ class Stage:
 
 def _bare(stage: ItemStage) -> ItemStage:
     """The stage without its images, with weights at absolute paths (a worker has a folder of its own)."""
-    weights = {
-        slot: w if w.path is None else replace(w, path=w.path.resolve()) for slot, w in stage.weights.items()
-    }  # fmt: skip
     source = None if stage.source is None else _bare(stage.source)
-    return replace(stage, weights=weights, source=source, needed=NONE, missing=NONE)
+    return replace(stage, weights=absolute(stage.weights), source=source, needed=NONE, missing=NONE)
 
 
 @dataclass(frozen=True)
@@ -159,19 +160,22 @@ class Answer:
 
 
 class Worker:
-    """The actor's class."""
+    """The actor's class. ``begin`` is its first call."""
+
+    store: Store
 
     def __init__(self, around: Surroundings) -> None:
         sys.path += [entry for entry in around.path if entry not in sys.path]
         self.around = around
         self.warnings: list[str] = []
-        self.store = Store(Path(around.store), warn=self.warnings.append)
         self.loaded: tuple[str, ItemStage, Callable[[Tensor], Tensor]] | None = None
+        self.parts: list[bytes] = []
 
     def begin(self) -> Answer:
-        """Import what is slow.
+        """Import what is slow, and open the store, which must be the driver's: nodes join while a run goes on.
 
-        Failures: ClusterError: this node has another version of torch than the keys of the plan name.
+        Failures: ClusterError: this node has another version of torch than the keys of the plan name, or lacks a file;
+        StoreError: it does not see the store.
         """
         return self._answer(self._begin)
 
@@ -182,6 +186,8 @@ class Worker:
         if mine != self.around.torch:
             what = f"this node has torch {mine}, the run was planned with {self.around.torch}"
             raise ClusterError(what, where=os.uname().nodename, fix="install the same packages on every node")
+        require_seen(self.around.word)
+        self.store = Store(Path(self.around.word.root), warn=self.warnings.append)
         return 0
 
     def _answer(self, work: Callable[[], int]) -> Answer:
@@ -234,13 +240,27 @@ class Worker:
             workers=self.around.readers, flush_seconds=CAREFUL_SECONDS if images.careful else FLUSH_SECONDS,
         )  # fmt: skip
 
-    def fit(self, work: FitWork) -> Answer:
-        """Make a head, and what is upstream of it, and store it.
+    def take(self, part: bytes) -> None:
+        """A part of the next head's work (:func:`parts_of`)."""
+        self.parts.append(part)
+
+    def fit(self) -> Answer:
+        """Make the head whose work was taken, and what is upstream of it, and store it.
 
         Failures: whatever fitting raises; LostError: stored features are gone.
         """
-        return self._answer(lambda: self._fit(work))
+        packed = b"".join(self.parts)
+        self.parts.clear()
+        return self._answer(lambda: self._fit(packed))
 
-    def _fit(self, work: FitWork) -> int:
+    def _fit(self, packed: bytes) -> int:
+        work: FitWork = pickle.loads(packed)
         made_head(work, self.store)
         return 1
+
+
+def parts_of(work: FitWork) -> list[bytes]:
+    """A head's work in parts that are sent with a call each: larger arguments go through Ray's object store, which may
+    be full."""
+    packed = pickle.dumps(work)
+    return [packed[start : start + PART_BYTES] for start in range(0, len(packed), PART_BYTES)]
