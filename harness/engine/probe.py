@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from harness.api.errors import ConfigError
 from harness.api.events import Event, Listener
 from harness.engine.rows import PreparedRow
 
@@ -17,11 +18,30 @@ def with_probed_batches(rows: Sequence[PreparedRow], device: str, emit: Listener
     """Rows with the largest power of two that fits the device as batch size; on a CPU each detector's default.
 
     The input is one made image of 512 x 512 pixels through the row's own preprocess, repeated.
+
+    Raises:
+        ConfigError: the GPUs are those of other machines (see :func:`check_probe`).
     """
     if not device.startswith("cuda"):
         emit(Event("note", {"text": "--batch-size auto: on a CPU each detector keeps its default"}))
         return list(rows)
+    check_probe(device)
     return [replace(row, batch_size=_probe(row, device, emit)) if _can(row) else row for row in rows]
+
+
+def check_probe(device: str) -> None:
+    """Refuse to measure what is not here: under Ray this machine needs no GPU.
+
+    Raises:
+        ConfigError: there is no GPU to measure on.
+    """
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "--batch-size auto measures on a GPU of this machine, which has none", where=f"--device {device}",
+            fix="state a number (--batch-size 64), leave it out, or start the run on a machine with such a GPU",
+        )  # fmt: skip
 
 
 def _can(row: PreparedRow) -> bool:

@@ -112,7 +112,7 @@ def run_sweep(request: SweepRequest, *, emit: Listener | None = None) -> SweepDo
         HarnessError: bad input; before anything is trained where it can be known.
         KeyboardInterrupt: asked to stop; run again to go on.
     """
-    from harness.engine.cluster.connect import check_address
+    from harness.engine.engines import check_engine
     from harness.engine.execute import with_device
     from harness.engine.sweeping import Sweeping
     from harness.results.record import now
@@ -123,10 +123,11 @@ def run_sweep(request: SweepRequest, *, emit: Listener | None = None) -> SweepDo
     profile = "demo" if request.profile == "demo" else "full"
     extra = () if request.samples is None else (f"samples={request.samples}",)
     sweep = load_sweep(request.sweep, profile=profile, settings=(*request.settings, *extra))
-    check_address(request.ray_address)
+    check_engine("ray", request.ray_address, request.device)
     require_writable(request.out / "sweep.json")
     store = Store(request.store, warn=lambda text: say(Event("warning", {"text": text})), read_only=request.dry_run)
-    device = with_device(request.device)
+    # GPUs are those that Ray gives to trials, on the cluster's machines; this one needs none
+    device = "cuda" if request.device == "cuda" else with_device(request.device)
     works = _works(trials_of(sweep), request, device, say)
     sweeping = Sweeping.of(sweep, store, works, device=device, threads=request.threads, every=request.every)
     if request.dry_run:
