@@ -60,10 +60,14 @@ def log_sweep(folder: Path, tracking_uri: str) -> TrackResult:
             client = MlflowClient(tracking_uri=tracking_uri)
             experiment = experiment_named(client, bounded(f"sweep-{sweep.record.name}", 400), tracking_uri)
             parent = _find_or_create(client, experiment, sweep)
-        children = _children(client, experiment, parent)
-        done = parent.data.tags.get(COMPLETE_TAG) == sweep.fingerprint
-        if not done or len(children) < sweep.record.trials:
-            children = _log(client, experiment, parent, children, sweep)
+            children = _children(client, experiment, parent)
+            done = parent.data.tags.get(COMPLETE_TAG) == sweep.fingerprint and len(children) >= sweep.record.trials
+            for row in sweep.rows():  # here, where no other process does the same
+                number = int(row["trial"])
+                if number not in children:
+                    children[number] = _create(client, experiment, parent, number, sweep)
+        if not done:
+            _log(client, parent, children, sweep)
     names = {f"trial {number}": run.info.run_id for number, run in sorted(children.items())}
     return TrackResult(experiment.experiment_id, parent.info.run_id, names, ui_command(tracking_uri))
 
@@ -172,18 +176,18 @@ def _children(client: MlflowClient, experiment: Experiment, parent: Run) -> dict
             return out
 
 
-def _log(
-    client: MlflowClient, experiment: Experiment, parent: Run, children: dict[int, Run], sweep: _Sweep
-) -> dict[int, Run]:
+def _create(client: MlflowClient, experiment: Experiment, parent: Run, number: int, sweep: _Sweep) -> Run:
+    tags = {"mlflow.parentRunId": parent.info.run_id, "blades.kind": "trial", TRIAL_TAG: str(number)}
+    return client.create_run(
+        experiment.experiment_id, start_time=sweep.times()[0], tags=tags, run_name=f"trial {number:03d}"
+    )
+
+
+def _log(client: MlflowClient, parent: Run, children: Mapping[int, Run], sweep: _Sweep) -> None:
     """Every trial, then the parent; what marks the whole as logged comes last."""
     end = sweep.times()[1]
     for row in sweep.rows():
         number = int(row["trial"])
-        if number not in children:
-            tags = {"mlflow.parentRunId": parent.info.run_id, "blades.kind": "trial", TRIAL_TAG: str(number)}
-            children[number] = client.create_run(
-                experiment.experiment_id, start_time=sweep.times()[0], tags=tags, run_name=f"trial {number:03d}"
-            )
         _log_trial(client, children[number], row, sweep)
         client.set_terminated(children[number].info.run_id, STATUS.get(row["state"], "FAILED"), end)
     _send(client, parent, list(sweep.parent_points()), sweep.parent_params(), sweep.parent_tags())
@@ -192,7 +196,6 @@ def _log(
         client.log_artifact(parent.info.run_id, str(path), None if inside == "." else inside)
     client.set_tag(parent.info.run_id, COMPLETE_TAG, sweep.fingerprint)
     client.set_terminated(parent.info.run_id, status="FINISHED", end_time=end)
-    return children
 
 
 def _log_trial(client: MlflowClient, run: Run, row: Mapping[str, Any], sweep: _Sweep) -> None:

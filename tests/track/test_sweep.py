@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -108,6 +109,24 @@ def test_logging_twice_doubles_nothing_and_what_was_cut_off_is_completed(
     assert len(client.get_metric_history(first.run_id, "objective")) == 3
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *a, **k: pytest.fail("logged again"))
     assert log_sweep(folder, store) == first
+
+
+def test_four_processes_that_log_one_sweep_at_once_double_nothing(tmp_path: Path) -> None:
+    folder, store = made(tmp_path / "sweep", "shared"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = "import sys; from pathlib import Path; from harness.track.sweep import log_sweep\n"
+    code += "print(log_sweep(Path(sys.argv[1]), sys.argv[2]).run_id)"
+    command = [sys.executable, "-c", code, str(folder), store]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    ends = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, ends
+    (parent,) = {out.split()[-1] for out, _ in ends}
+    client = MlflowClient(tracking_uri=store)
+    runs = client.search_runs([client.get_run(parent).info.experiment_id])
+    assert sorted(run.info.run_name for run in runs if run.info.run_id != parent) == [
+        f"trial {n:03d}" for n in range(5)
+    ]
+    assert len(runs) == 6
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED", "FAILED"}
 
 
 def test_a_sweep_that_ran_again_updates_its_runs(tmp_path: Path, store: str) -> None:
