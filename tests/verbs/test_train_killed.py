@@ -30,7 +30,7 @@ def checkpoints(store: Path) -> set[str]:
 
 def killed(start: Callable[[], subprocess.Popen[str]], store: Path, wait: float) -> Done | None:
     """Start, and kill a moment after the first new checkpoint; None: killed. How it ended, where it was faster."""
-    known, process, deadline = checkpoints(store), start(), time.monotonic() + 120
+    known, process, deadline = checkpoints(store), start(), time.monotonic() + 400
     while process.poll() is None and not checkpoints(store) - known:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -49,7 +49,7 @@ def again_and_again(start: Callable[[], subprocess.Popen[str]], store: Path, see
             return done, kills
         kills += 1
     process = start()
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=400)
     return Done(process.returncode, out, err), kills
 
 
