@@ -1,7 +1,7 @@
 """Joint training of the BLADES encoder with fixed task weights: photographs, and manipulated faces.
 
-The step that `harness.api.trainer` drives when a recipe says `step: joint`. What inference is keyed by reaches it by name
-alone (`image_tower.BladesImageTower.train_step`), so that training code is no part of the features' keys.
+The step that `harness.api.trainer` drives when a recipe says `step: joint`. What inference is keyed by reaches it by
+name alone (`image_tower.BladesImageTower.train_step`), so that training code is no part of the features' keys.
 """
 
 from __future__ import annotations
