@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
 
-from cluster_support import ROWS, Base
+from cluster_support import EXECUTION, ROWS, Base
 from plugin_support import ROOT, Cli, install, make_data, scores_file, write_suite
 
 
@@ -38,9 +38,11 @@ def cli(installed: Path, tmp_path: Path) -> Cli:
 def base(installed: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
     """One run that many tests look at."""
     folder = tmp_path_factory.mktemp("base")
-    suite, cli = write_suite(folder, ROWS), Cli(folder / "work", (installed,))
+    suite, cli = write_suite(folder, ROWS, execution={**EXECUTION, "max_actors": 1}), Cli(folder / "work", (installed,))
     done = cli.run(suite, data)
-    return Base(cli, suite, scores_file(done, cli))
+    (folder / "wide").mkdir()
+    wide = write_suite(folder / "wide", ROWS)
+    return Base(cli, suite, wide, data, scores_file(done, cli).parent)
 
 
 @pytest.fixture

@@ -8,157 +8,72 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from cluster_support import RAY, Base, born, command, descendants, features_stored, pixels_digest, wait_until, workers
-from plugin_support import Cli, Done, make_data, scores_file, stop_when, write_package, write_suite
+from cluster_support import (
+    EXECUTION,
+    RAY,
+    ROWS,
+    Base,
+    command,
+    descendants,
+    ended,
+    features_stored,
+    pixels_digest,
+    same_results,
+    start,
+    wait_until,
+    working,
+)
+from plugin_support import Cli, Done, make_data, scores_file, write_package, write_suite
 
 pytestmark = pytest.mark.slow
 
 ONE = (*RAY, "--set", "execution.max_actors=1")
 """One worker: faster to start."""
 SLOW = ("--detectors", "slow-native")
-PERILOUS = ("--detectors", "perilous")
 
 
-def start(cli: Cli, base: Base, data: Path, *words: object, engine: tuple[str, ...] = ONE) -> subprocess.Popen[str]:
-    """A run that is not waited for."""
-    fixed = ("--data-root", data, "--device", "cpu", "--tracking-uri", "off", "--json")
-    return cli.start("run", base.suite, *fixed, *engine, *words)
+def losses(done: Done) -> int:
+    """Workers that were lost, by the warnings."""
+    return done.err.count(": a worker was lost (")
 
 
-def ended(process: subprocess.Popen[str]) -> Done:
-    """How it ended."""
-    out, err = process.communicate(timeout=600)
-    return Done(process.returncode, out, err)
-
-
-def working(process: subprocess.Popen[str], cli: Cli) -> list[int]:
-    """Its workers, once some features are stored."""
-
-    def found() -> list[int]:
-        assert process.poll() is None, "".join(process.communicate())
-        stored = features_stored(cli.folder / ".blades-store")
-        return [pid for pid in workers(process.pid) if "extract" in command(pid)] if stored else []
-
-    return wait_until(found)
+def strikes(done: Done, unit: str = "images") -> list[tuple[int, int]]:
+    """Strikes as they were given: the how manyth, and against how much."""
+    return [(int(k), int(n)) for k, n in re.findall(rf"; strike (\d+) against (\d+) {unit}\)", done.err)]
 
 
 # workers -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(base: Base, data: Path, cli: Cli) -> None:
-    process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.3"), base, data, *SLOW, engine=RAY)
+    process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.3"), base.wide, data, *SLOW)
     os.kill(working(process, cli)[0], signal.SIGKILL)
     done = ended(process)
-    assert "a worker was lost" in done.err
+    assert losses(done) == 1
+    assert len(strikes(done)) <= 1  # none where all of its piece was stored
     base.same(done, cli, "slow-native")
     assert done.document["set_aside"] == []
+    # images that the lost worker had stored are no part of the rate: their time is not known
+    (rate,) = (cli.folder / ".blades-store/entries/rates").glob("*.json")
+    assert json.loads(rate.read_text())["value"]["images_per_second"] < 1 / 0.3
 
 
-def test_a_worker_that_hangs_is_replaced_after_the_timeout(base: Base, data: Path, cli: Cli) -> None:
-    words = (*SLOW, "--set", "execution.timeout_seconds=6")
-    process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.2"), base, data, *words)
+def test_a_worker_that_hangs_is_replaced_after_the_timeout(base: Base, data: Path, cli: Cli, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, ROWS, execution={**EXECUTION, "max_actors": 1, "timeout_seconds": 6})
+    process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.2"), suite, data, *SLOW)
     stopped = working(process, cli)[0]
     os.kill(stopped, signal.SIGSTOP)
     done = ended(process)
     assert "it hung for 6 s" in done.err
     base.same(done, cli, "slow-native")
     assert command(stopped) == ""
-
-
-# the driver ----------------------------------------------------------------------------------------------------------
-
-
-def none_left(processes: dict[int, str]) -> None:
-    """Processes of a Ray of our own end with the one that started it."""
-    wait_until(lambda: not any(born(pid) == began for pid, began in processes.items()))
-
-
-def below(process: subprocess.Popen[str]) -> dict[int, str]:
-    """All processes below one, and when they began."""
-    return {pid: born(pid) for pid in descendants(process.pid)}
-
-
-def test_a_driver_killed_while_it_extracts(base: Base, data: Path, cli: Cli) -> None:
-    process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.3"), base, data, *SLOW)
-    working(process, cli)
-    family = below(process)
-    process.kill()
-    assert ended(process).code == -signal.SIGKILL
-    none_left(family)
-    done = cli.run(base.suite, data, *ONE, *SLOW)
-    base.same(done, cli, "slow-native")
-    (stage,) = done.document["plan"]
-    assert stage["stored"] > 0
-    assert done.document["computed_images"] == stage["to_do"]
-
-
-@pytest.mark.parametrize("place", ["fit", "score"])
-def test_a_driver_killed_while_it_fits_or_scores(base: Base, data: Path, cli: Cli, tmp_path: Path, place: str) -> None:
-    process = start(cli.with_(BENCH_PLUGINS_DAWDLE=f"{place}:{tmp_path}:60"), base, data, *PERILOUS)
-    wait_until(lambda: (tmp_path / place).exists() or process.poll() is not None)
-    assert process.poll() is None, ended(process).text
-    family = below(process)
-    process.kill()
-    ended(process)
-    none_left(family)
-    heads = list((cli.folder / ".blades-store/heads").glob("[!.]*"))
-    assert len(heads) == (1 if place == "score" else 0)
-    done = cli.run(base.suite, data, *PERILOUS)
-    base.same(done, cli, "perilous")
-    assert done.document["computed_images"] == 0
-
-
-def tracked(cli: Cli) -> list[dict[str, Any]]:
-    """Parent runs of the MLflow store of a folder: status, tags, metrics of their children."""
-    code = (
-        "import json, mlflow\n"
-        "client = mlflow.MlflowClient('sqlite:///mlflow.db')\n"
-        "ids = [e.experiment_id for e in client.search_experiments()]\n"
-        "runs = client.search_runs(ids)\n"
-        "out = [{'status': r.info.status, 'parent': r.data.tags.get('mlflow.parentRunId'), 'id': r.info.run_id,\n"
-        "        'metrics': r.data.metrics} for r in runs]\n"
-        "print(json.dumps(out))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=cli.folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    runs = json.loads(done.stdout.splitlines()[-1])
-    parents = [run for run in runs if run["parent"] is None]
-    for parent in parents:
-        parent["children"] = [run for run in runs if run["parent"] == parent["id"]]
-    return parents
-
-
-def test_a_driver_killed_while_it_logs(base: Base, data: Path, cli: Cli) -> None:
-    words = ("run", base.suite, "--data-root", data, "--device", "cpu", "--detectors", "calibrated")
-    process = cli.start(*words, *ONE)
-    stop_when(process, lambda: (cli.folder / "mlflow.db").exists(), signal.SIGKILL)
-    done = cli(*words, "--json")
-    assert done.code == 0, done.text
-    assert done.document["computed_images"] == 0
-    base.same(done, cli, "calibrated")
-    whole = [run for run in tracked(cli) if run["status"] == "FINISHED" and run["children"]]
-    assert len(whole) >= 1
-    assert all(child["metrics"] for run in whole for child in run["children"])
-
-
-def test_an_interrupt_ends_the_workers_and_exits_130(base: Base, data: Path, cli: Cli) -> None:
-    process = start(cli.with_(BENCH_PLUGINS_PAUSE="0.3"), base, data, *SLOW)
-    working(process, cli)
-    family = below(process)
-    process.send_signal(signal.SIGINT)
-    done = ended(process)
-    assert done.code == 130, done.text
-    assert "the same command goes on from there" in done.err
-    assert "Traceback" not in done.text
-    none_left(family)
-    dry = cli.run(base.suite, data, "--dry-run", *SLOW)
-    assert dry.document["plan"][0]["stored"] > 0
 
 
 # the cluster ---------------------------------------------------------------------------------------------------------
@@ -170,7 +85,7 @@ def test_a_node_that_goes_away_takes_no_result_with_it(
     monkeypatch.setenv("BENCH_PLUGINS_PAUSE", "0.5")
     cluster.add_node(num_cpus=1, include_dashboard=False)
     second = cluster.add_node(num_cpus=1)
-    process = start(cli, base, data, *SLOW, "--ray-address", cluster.address, engine=RAY)
+    process = start(cli, base.wide, data, *SLOW, "--ray-address", cluster.address)
 
     def both() -> bool:
         assert process.poll() is None, "".join(process.communicate())
@@ -181,7 +96,9 @@ def test_a_node_that_goes_away_takes_no_result_with_it(
     cluster.remove_node(second, allow_graceful=False)
     done = ended(process)
     assert "Ray: 2 nodes, 2 CPUs" in done.err
-    assert "a worker was lost" in done.err
+    assert losses(done) == 1
+    assert "a worker was lost (its node has died)" in done.err
+    assert strikes(done) == []
     base.same(done, cli, "slow-native")
     assert done.document["set_aside"] == []
 
@@ -190,26 +107,58 @@ FILL = """
 import sys, time, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
 kept = []
-for _ in range(40):
-    kept.append(ray.put(bytes(4 << 20)))
+for _ in range(200):
+    began = time.monotonic()
+    try:
+        kept.append(ray.put(bytes(4 << 20)))
+    except ray.exceptions.ObjectStoreFullError:
+        break
+    if time.monotonic() - began > 1:  # Ray found no room in memory and took a file
+        break
+else:
+    sys.exit("the object store does not get full")
 print("full", flush=True)
 time.sleep(600)
 """
+WEIGHTY = """
+from dataclasses import dataclass
+from bench_plugins.calibrated import Calibrated
+from bench_plugins.gaussian import GaussianHead
+from harness.api.contract import Facts
+
+@dataclass(frozen=True)
+class WeightyHead(GaussianHead):
+    note: str = "x" * 1_000_000  # as much as a fit set of 25,000 images
+
+class Weighty(Calibrated):
+    name = "weighty"
+    facts = Facts("Pixel statistics, with a long note", "nobody", "this file", "Apache-2.0")
+    def head(self):
+        return WeightyHead(self.options.shrink)
+"""
 
 
-def test_a_full_object_store_is_nothing_to_us(base: Base, data: Path, cli: Cli, cluster: Any) -> None:
-    cluster.add_node(num_cpus=1, object_store_memory=80 << 20, include_dashboard=False)
+def test_a_full_object_store_is_nothing_to_us(data: Path, cli: Cli, cluster: Any, tmp_path: Path) -> None:
+    package = write_package(tmp_path / "weighty", "weighty", {"weighty": "d_weighty:Weighty"}, {"d_weighty": WEIGHTY})
+    suite = write_suite(tmp_path, ("calibrated", "grad-map", "native-size", "weighty"))
+    both = cli.with_(packages=(*cli.packages, package))
+    undisturbed = Cli(tmp_path / "other", both.packages)
+    expected = scores_file(undisturbed.run(suite, data), undisturbed).parent
+    cluster.add_node(
+        num_cpus=1, object_store_memory=80 << 20, include_dashboard=False,
+        _system_config={"automatic_object_spilling_enabled": False},
+    )  # fmt: skip
     hog = subprocess.Popen([sys.executable, "-c", FILL, cluster.address], stdout=subprocess.PIPE, text=True)
     try:
         assert hog.stdout is not None
         assert hog.stdout.readline().strip() == "full"
-        rows = "calibrated,grad-map,native-size"
-        done = cli.run(base.suite, data, *RAY, "--ray-address", cluster.address, "--detectors", rows)
+        done = both.run(suite, data, *RAY, "--ray-address", cluster.address)
     finally:
         hog.kill()
         hog.wait()
-    base.same(done, cli, *rows.split(","))
-    assert "a worker was lost" not in done.err
+    assert done.code == 0, done.text
+    same_results(scores_file(done, both).parent, expected)
+    assert losses(done) == 0
 
 
 # detectors and images ------------------------------------------------------------------------------------------------
@@ -270,6 +219,14 @@ def test_an_image_that_ends_its_worker_is_found_set_aside_and_listed(small: Path
     assert done.document["failed"] == {}
     entry = only(done)
     assert (entry["row"], entry["path"]) == ("perilous", "ldm/0001.jpg")
+    given = strikes(done)
+    whole = given[0][1]
+    assert whole > 1
+    assert given[:3] == [(1, whole), (2, whole), (3, whole)]
+    assert given[-3:] == [(1, 1), (2, 1), (3, 1)]
+    assert {k for k, _ in given[2:-3]} == {3}
+    assert all(size in (before // 2, before - before // 2) for (_, before), (_, size) in pairwise(given[2:-2]))
+    assert losses(done) == len(given)
     assert "ldm/0001.jpg has no score" in done.err
     folder = scores_file(done, cli).parent
     record = json.loads((folder / "record.json").read_text())
@@ -328,27 +285,15 @@ def test_images_that_change_under_the_run_stop_it_as_inline_does(cli: Cli, tmp_p
     assert "Traceback" not in done.text
 
 
-# several at once -----------------------------------------------------------------------------------------------------
-
-
-def test_four_runs_at_once_on_one_store_and_one_mlflow_store(base: Base, data: Path, cli: Cli) -> None:
-    words = ("run", base.suite, "--data-root", data, "--device", "cpu", "--json", "--detectors", "calibrated,grad-map")
-    processes = [cli.start(*words, *engine) for engine in (ONE, (), ONE, ())]
-    for process in processes:
-        base.same(ended(process), cli, "calibrated", "grad-map")
-    assert cli("store", "verify").out.strip() == "sound"
-    parents = tracked(cli)
-    assert [run["status"] for run in parents] == ["FINISHED"] * 4
-    for run in parents:
-        assert len(run["children"]) == 3  # two rows and the audit
-        assert all(child["metrics"] for child in run["children"])
-
-
-def test_a_tracking_server_that_is_down_costs_nothing_but_the_log(base: Base, data: Path, cli: Cli) -> None:
-    words = ("run", base.suite, "--data-root", data, "--device", "cpu", "--json", "--detectors", "calibrated")
-    done = cli(*words, *ONE, "--tracking-uri", "http://127.0.0.1:9")
-    base.same(done, cli, "calibrated")
-    assert "not logged to MLflow" in done.err
-    logged = cli("report", done.document["run_dir"], "--log", "--tracking-uri", "sqlite:///mlflow.db")
-    assert logged.code == 0, logged.text
-    assert [run["status"] for run in tracked(cli)] == ["FINISHED"]
+def test_a_head_that_ends_its_worker_fails_its_row_alone(base: Base, data: Path, cli: Cli) -> None:
+    done = cli.with_(BENCH_PLUGINS_PERIL="head:").run(base.suite, data, *RAY, "--detectors", "perilous,native-size")
+    assert done.code == 3, done.text
+    assert list(done.document["failed"]) == ["perilous"]
+    assert "making this head ended or stopped 3 workers" in done.document["failed"]["perilous"]
+    assert strikes(done, "head") == [(1, 1), (2, 1), (3, 1)]
+    assert losses(done) == 3
+    scores = pd.read_parquet(scores_file(done, cli))
+    pd.testing.assert_frame_equal(scores, base.table("native-size"), check_exact=True)
+    mended = cli.run(base.suite, data, *RAY, "--detectors", "perilous,native-size")
+    assert mended.document["computed_images"] == 0
+    base.same(mended, cli, "perilous", "native-size")

@@ -79,7 +79,7 @@ class SlowFitted(FittedGaussian):
 
 @dataclass(frozen=True)
 class SlowGaussian(GaussianHead):
-    """Dawdles before it is fitted."""
+    """Dawdles before it is fitted, or ends the process."""
 
     @property
     def fitted_class(self) -> type[FittedHead]:
@@ -89,6 +89,8 @@ class SlowGaussian(GaussianHead):
     def fit(self, data: FitData | None, weights: Weights) -> FittedGaussian:
         """As GaussianHead."""
         dawdle("fit")
+        if os.environ.get("BENCH_PLUGINS_PERIL") == "head:":
+            os._exit(1)
         return super().fit(data, weights)
 
 

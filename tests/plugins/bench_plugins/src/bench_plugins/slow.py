@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def _count() -> None:
+    """A line a call with this process's number, in a file that a test names."""
+    path = os.environ.get("BENCH_PLUGINS_LOADS")
+    if path:
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
 @dataclass(frozen=True)
 class SlowSpectrum(ResidualSpectrum):
     """Waits ``BENCH_PLUGINS_PAUSE`` seconds before each image."""
@@ -22,6 +30,7 @@ class SlowSpectrum(ResidualSpectrum):
     def load(self, weights: Weights, device: str) -> Callable[[Tensor], Tensor]:
         """As ResidualSpectrum, later."""
         spectrum = super().load(weights, device)
+        _count()
         pause = float(os.environ.get("BENCH_PLUGINS_PAUSE", "0"))
 
         def slowly(images: Tensor) -> Tensor:
