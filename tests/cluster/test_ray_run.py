@@ -102,18 +102,21 @@ def test_the_suite_can_ask_for_ray_and_fractions_of_cpus(base: Base, data: Path,
 
 
 def test_workers_are_as_many_as_the_extractor_that_states_its_cpus_leaves_room_for(
-    base: Base, data: Path, cli: Cli, cluster: Any, tmp_path: Path
+    base: Base, data: Path, cli: Cli, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("BENCH_PLUGINS_PAUSE", "0.5")  # of the cluster's processes, which are this one's
     package = write_package(tmp_path / "thrifty", "thrifty", {"thrifty": "d_thrifty:Thrifty"}, {"d_thrifty": THRIFTY})
     cluster.add_node(num_cpus=1, include_dashboard=False)
-    suite, loads = write_suite(tmp_path, ("thrifty",)), tmp_path / "loads"
-    process = start(
-        cli.with_(packages=(*cli.packages, package), BENCH_PLUGINS_PAUSE="0.4", BENCH_PLUGINS_LOADS=str(loads)),
-        suite, data, "--ray-address", cluster.address,
-    )  # fmt: skip
+    suite, both = write_suite(tmp_path, ("thrifty",)), cli.with_(packages=(*cli.packages, package))
+    process = start(both, suite, data, "--ray-address", cluster.address)
+
+    def four() -> bool:
+        assert process.poll() is None, ended(process).text
+        return len(workers(os.getpid())) == 4
+
+    wait_until(four)
     done = ended(process)
     assert done.code == 0, done.text
-    assert len(set(loads.read_text().split())) == 4
     scores = pd.read_parquet(scores_file(done, cli))["score"]
     pd.testing.assert_series_equal(scores, base.table("slow-native")["score"], check_exact=True)
 

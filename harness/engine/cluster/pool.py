@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.api.errors import ClusterError
@@ -76,11 +76,13 @@ class Work:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call under way or waiting: a piece of the queue, or else (``piece`` false) a start or a load."""
+    """A call under way or waiting: a piece of the queue, or else (``piece`` false) a start or a load. ``again``: in its
+    place, a call that tells what became of a worker which could not be reached."""
 
     ref: Any
     work: Work
     piece: bool = False
+    again: bool = False
 
 
 @dataclass
@@ -207,10 +209,19 @@ class Pool:
             member = firsts[ref]
             try:
                 answer = self.ray.get(ref)
+            except self.ray.exceptions.ActorUnavailableError:
+                # of a node that vanishes this is heard first, and only many seconds later that the node has died
+                member.calls[0] = replace(member.calls[0], ref=member.actor.begin.remote(), again=True)
+                time.sleep(LOOK)
             except self.ray.exceptions.RayError as error:
-                self._lose(member, work, _last_line(error), blame=not _node_gone(error))
+                gone = NODE_GONE in str(error)
+                self._lose(member, work, NODE_GONE if gone else _last_line(error), blame=not gone)
             else:
-                self._heard(member, member.calls.popleft(), answer, work)
+                call = member.calls.popleft()
+                if call.again:
+                    self._lose(member, work, "it could not be reached for a while", blame=False)
+                else:
+                    self._heard(member, call, answer, work)
 
     def _heard(self, member: _Member, call: _Call, answer: Answer, work: Work) -> None:
         now = member.since = time.monotonic()
@@ -280,7 +291,3 @@ class WorkerKiller(RuntimeError):
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def _node_gone(error: Exception) -> bool:
-    return NODE_GONE in str(error)
