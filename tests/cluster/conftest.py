@@ -54,7 +54,6 @@ def cluster(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # on a busy machine a node does not start in 30
     made = Cluster(shutdown_at_exit=False)
     try:
         yield made
