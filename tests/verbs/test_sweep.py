@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable
@@ -297,29 +296,6 @@ def test_a_trial_that_fails_is_listed_with_exit_3_and_the_rest_is_kept(photograp
 
 
 # bad input -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command line in this process, in a folder of the test's own."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def call(*said: object) -> Done:
-        from harness.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, said)])
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = left.code or 0
-        out, err = capfd.readouterr()
-        return Done(code, out, err)
-
-    return call
 
 
 @pytest.mark.parametrize(

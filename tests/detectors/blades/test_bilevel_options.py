@@ -75,7 +75,7 @@ def test_a_compiled_network_cannot_recompute(checkpointing: Any) -> None:
         made(PAPER, checkpointing=checkpointing, compile=True)
 
 
-def same_steps(method: Any, **settings: Any) -> None:
+def assert_same_steps(method: Any, **settings: Any) -> None:
     """Two steps in float64 give the same numbers with and without the settings: every pass sees the same function."""
     protocol = Protocol.named("paper", hypergradient=method)
     steps = [made(protocol, lambda_lr=0.05, **more) for more in ({}, settings)]
@@ -95,7 +95,7 @@ def same_steps(method: Any, **settings: Any) -> None:
 
 @METHODS
 def test_layout_changes_numbers_by_rounding_alone(method: Any) -> None:
-    same_steps(method, channels_last=False)
+    assert_same_steps(method, channels_last=False)
 
 
 def test_bf16_stays_near_and_the_difference_stays_in_float32() -> None:
@@ -153,4 +153,4 @@ def test_convolutions_at_theta_are_computed_once_for_the_exact_product() -> None
 @pytest.mark.slow
 @METHODS
 def test_compiled_forwards_give_the_same_numbers(method: Any) -> None:
-    same_steps(method, compile=True)
+    assert_same_steps(method, compile=True)
