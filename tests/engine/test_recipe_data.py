@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from plugin_support import Ran, engine_run, make_data, write_suite
+from tiny_training import released_layout
 
 from harness.api.errors import ConfigError
 from harness.data.exif.labels import TAGS, TagLabels, write_labels
@@ -26,18 +26,7 @@ RELEASED: dict[str, Any] = {"generators": [], "data": {"layout": "released"}}
 FIVE: dict[str, Any] = {"generators": [], "data": {"layout": "released", "labels": "exif_labels_5.json"}}
 
 
-def _released_layout() -> Any:
-    """The fixture of a released training folder, from the tests of its reader."""
-    path = Path(__file__).resolve().parents[1] / "data" / "training" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("released_layout", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.fdf_root
-
-
-fdf_root = _released_layout()
+fdf_root = released_layout()
 
 
 def run(root: Path, recipes: dict[str, dict[str, Any]], **how: Any) -> Ran:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,14 @@ def recipe(folder: Path, document: dict[str, Any] = LAM, **changes: Any) -> Path
     path = folder / f"{document['recipe']}.yaml"
     path.write_text(yaml.safe_dump({**document, **changes}))
     return path
+
+
+def released_layout() -> Any:
+    """The fixture `fdf_root`, a released training folder, from the tests of its reader."""
+    path = Path(__file__).resolve().parents[1] / "data" / "training" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("released_layout", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.fdf_root

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
 from plugin_support import Cli, Done, stop_when, suite_document
-from tiny_training import FIXED, JOINT, LAM, recipe
+from tiny_training import FIXED, JOINT, LAM, recipe, released_layout
 
 from harness.results.training import read_training
 
-
-def _released_layout() -> Any:
-    """The fixture of a released training folder, from the tests of its reader."""
-    path = Path(__file__).resolve().parents[1] / "data" / "training" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("released_layout", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.fdf_root
-
-
-fdf_root = _released_layout()
+fdf_root = released_layout()
 
 
 @dataclass(frozen=True)
