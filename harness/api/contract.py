@@ -164,9 +164,8 @@ class Extractor(Stage):
     ``step`` a recipe may name, or None. Strings, not imports, so that training code is in the recipe's key and not in
     the key of the features."""
 
-    def step_class(self, step: str = "joint") -> type[TrainStep]:
-        """The class that ``trained_by`` names for a recipe's ``step``; it is called as ``cls(extractor, settings,
-        images, protocol)``.
+    def step_target(self, step: str = "joint") -> str:
+        """What ``trained_by`` names for a recipe's ``step``: ``module:Class``.
 
         Raises:
             ProtocolError: when the extractor has no training of its own, or not this one.
@@ -180,7 +179,15 @@ class Extractor(Stage):
                     fix=f"use one of: {', '.join(self.trained_by)}",
                 )
             raise ProtocolError(f"extractor {type(self).__name__} cannot be trained", fix=fix)
-        module, _, name = target.partition(":")
+        return target
+
+    def step_class(self, step: str = "joint") -> type[TrainStep]:
+        """The class of ``step_target``, imported; it is called as ``cls(extractor, settings, images, protocol)``.
+
+        Raises:
+            ProtocolError: as ``step_target``.
+        """
+        module, _, name = self.step_target(step).partition(":")
         cls: type[TrainStep] = getattr(importlib.import_module(module), name)
         return cls
 

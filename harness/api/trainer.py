@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from harness.api.checkpoint import (
@@ -68,7 +69,11 @@ class TrainResult:
 
 @contextmanager
 def _isolated(seed: int, device: str, threads: int | None) -> Iterator[None]:
-    """Seeded global generators, pinned threads and repeatable kernels inside; all as it was outside."""
+    """Seeded global generators, pinned threads and repeatable kernels inside; all as it was outside.
+
+    BLAS has one thread: only small products of the thread that makes batches reach it (torch has its own), and more
+    threads would wait for the next one by yielding their core again and again, which the step pays for.
+    """
     cuda = torch.device(device).type == "cuda"
     generators = generators_state(cuda)
     before = torch.get_num_threads()
@@ -82,7 +87,8 @@ def _isolated(seed: int, device: str, threads: int | None) -> Iterator[None]:
             torch.set_num_threads(threads)
         if cuda:
             cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         set_generators(generators)
         torch.set_num_threads(before)

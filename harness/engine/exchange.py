@@ -109,6 +109,11 @@ class Exchange:
         if not (self.folder / "stop").exists():
             write_atomic(self.folder / "stop", why.encode())
 
+    @property
+    def silent(self) -> bool:
+        """Whether no process has told anything yet."""
+        return not (self.folder / "events.jsonl").exists() and not any(self.folder.glob("rank-*.json"))
+
     def end_of(self, rank: int) -> Mapping[str, Any] | None:
         """How a process said that it ended; None while it did not."""
         try:

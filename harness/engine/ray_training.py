@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness.api.errors import ClusterError
 from harness.api.events import Listener
@@ -20,6 +22,13 @@ LOOK = 0.1
 STARTS = 5
 """How often Ray Train waits for room for its workers, 60 seconds each time unless the user's
 ``RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S`` says otherwise; left alone it would do so for ever."""
+SETTINGS = {
+    # seconds between two looks of the controller at its workers: by Ray's 2 it hears so late that they are done or dead
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # a node's notice that it will go is of no use here, where the same command goes on from the last checkpoint
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Of Ray Train, unless the user's environment says otherwise."""
 NO_PLACE = ("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError", "InsufficientClusterResourcesError")
 """What Ray Train calls it when its workers do not come up; the classes are its own affair, and so is their module."""
 
@@ -45,8 +54,9 @@ class RayProcesses:
             ConfigError: no Ray, no cluster at the address, or one whose nodes do not hold the recipe's processes.
             StoreError: a node does not see the store.
             ClusterError: a node lacks images or weights, or others use the cluster and no room comes free.
+            Interrupted: asked to stop, at once where no process has started.
         """
-        from harness.api.checkpoint import stop_requests
+        from harness.api.checkpoint import Interrupted, stop_requests
 
         check_address(self.address)
         exchange = Exchange(job.checkpoints / EXCHANGE)
@@ -64,6 +74,8 @@ class RayProcesses:
                 why = asked()
                 if why is not None:
                     exchange.ask_to_stop(why)
+                    if exchange.silent:  # they wait for room, or are being started: there is nothing to wait for
+                        raise Interrupted(f"{why}: stopped before the training's processes had started")
             if ended.never_began:
                 what = f"{job.processes} processes of {worded(needs)} found no place: {ended.why}"
                 raise ClusterError(what, where=nodes_text(ray), fix="wait until the cluster has room, then run again")
@@ -114,6 +126,8 @@ def _needs(job: Job) -> dict[str, float]:
 
 
 def _trainer(job: Job, exchange: Exchange, needs: dict[str, float], word: Word) -> Any:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -122,7 +136,8 @@ def _trainer(job: Job, exchange: Exchange, needs: dict[str, float], word: Word) 
     limits: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0, "controller_failure_limit": STARTS - 1}
     return TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "word": word},
+        # as bytes: Ray Train's controller reads this too, and has no use for the modules of what is in it
+        train_loop_config={"sent": pickle.dumps((job, word))},
         torch_config=TorchConfig(backend="nccl" if cuda else "gloo", timeout_s=int(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(num_workers=job.processes, use_gpu=cuda, resources_per_worker=needs),
         run_config=RunConfig(name="ray", storage_path=str(exchange.folder), failure_config=FailureConfig(**limits)),
@@ -134,8 +149,8 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
-    job: Job = config["job"]
-    require_seen(config["word"])
+    job, word = cast("tuple[Job, Word]", pickle.loads(config["sent"]))
+    require_seen(word)
     device = str(get_device()) if job.work.device.startswith("cuda") else job.work.device
     error = taken_part(
         job, Exchange(job.checkpoints / EXCHANGE), ray.train.get_context().get_world_rank(), lambda: device

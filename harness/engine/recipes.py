@@ -20,10 +20,13 @@ from harness.engine.keys import Numerics, stage_identity, stage_key
 from harness.engine.origins import Origin, read_origin, together
 from harness.engine.processes import Launcher, Torchrun, launcher_of
 from harness.engine.rows import recipe_protocol, start_weights
-from harness.engine.source import source_digest
+from harness.engine.source import target_digest
 from harness.engine.training_data import ReadRow, TrainingSource
 from harness.engine.training_job import Job, threads_each
 from harness.results.store import Store
+
+TRAINER = "harness.api.trainer:train"
+"""What drives every training."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,6 @@ def recipe_work(
         ProtocolError: the recipe's extractor cannot be trained.
         WeightsError: a file it starts from is not there.
     """
-    import harness.api.trainer as trainer
-
     protocol, start = recipe_protocol(recipe), absolute(start_weights(recipe, weights_root))
     chain = Chain.of(make_detector(recipe.detector, recipe.options, protocol))
     settled = recipe.model_dump(mode="json", exclude={"recipe", "protocol", "start"})
@@ -73,8 +74,8 @@ def recipe_work(
             stage_identity(t, {s: start[s].identity if s in start else "absent" for s in t.slots})
             for t in chain.transforms
         ],
-        "step": source_digest(chain.extractor.step_class(recipe.step)),
-        "trainer": source_digest(trainer.TrainResult),
+        "step": target_digest(chain.extractor.step_target(recipe.step)),
+        "trainer": target_digest(TRAINER),
         "start": {slot: weights.identity for slot, weights in start.items()},
     }
     numerics = Numerics.here(device, recipe.batch_size, threads_each(recipe, threads))

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -121,8 +121,13 @@ def closure(cls: type) -> tuple[str, ...]:
     """Names of the modules whose source decides what a class computes, sorted: its own module and, recursively,
     what those import from our distribution or from the class's own top-level package."""
     packages = OUR_PACKAGES | {cls.__module__.split(".")[0]}
+    return _reached([base.__module__ for base in cls.__mro__ if base.__module__.split(".")[0] in packages], packages)
+
+
+def _reached(modules: Sequence[str], packages: frozenset[str]) -> tuple[str, ...]:
+    """These modules and what they import of the packages, at any depth, sorted."""
     seen: set[str] = set()
-    todo = [base.__module__ for base in cls.__mro__ if base.__module__.split(".")[0] in packages]
+    todo = list(modules)
     while todo:
         module = todo.pop()
         if module not in seen:
@@ -141,9 +146,27 @@ def source_digest(cls: type) -> str:
     """sha256 over the closure of a class (module names and source bytes) and over the text of the class itself,
     which tells apart two classes of one module. Hashing bytes means that a changed comment recomputes too:
     the safe side."""
+    return _digest(closure(cls), inspect.getsource(cls))
+
+
+@cache
+def target_digest(target: str) -> str:
+    """As ``source_digest``, of the class that ``module:Class`` names, which is not imported: to know what a training
+    is takes none of the libraries that it runs on. (A base class from our packages is among what its module imports.)
+
+    Raises:
+        PluginError: there is no such module.
+    """
+    module, _, name = target.partition(":")
+    if _file_of(module) is None:
+        raise PluginError(f"there is no module {module!r}", where=target, fix="correct the extractor's `trained_by`")
+    return _digest(_reached([module], OUR_PACKAGES | {module.split(".")[0]}), name)
+
+
+def _digest(modules: Sequence[str], text: str) -> str:
     digest = hashlib.sha256()
-    for module in closure(cls):
+    for module in modules:
         path = _file_of(module)
         digest.update(f"{module}\0{_file_digest(path) if path else '-'}\0".encode())
-    digest.update(inspect.getsource(cls).encode())
+    digest.update(text.encode())
     return digest.hexdigest()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cluster_support import RAY
+from cluster_support import RAY, command, descendants, ended, wait_until
 from plugin_support import Cli
 
 from harness.api.errors import HarnessError
@@ -54,12 +56,12 @@ def test_a_training_that_fits_all_nodes_together_and_no_single_one_is_refused(
     assert "Traceback" not in done.text + more.text
 
 
-def test_a_training_for_which_no_room_comes_free_ends_after_a_while(
+def test_a_training_for_which_no_room_comes_free_ends_after_a_while_or_when_it_is_interrupted(
     cluster: Any, cli: Cli, data: Path, recipe: Path
 ) -> None:
     from harness.engine.cluster.connect import connected
 
-    class Other:
+    class Other:  # here, so that it is sent: a worker cannot import this module
         def here(self) -> bool:
             return True
 
@@ -67,13 +69,18 @@ def test_a_training_for_which_no_room_comes_free_ends_after_a_while(
     with connected(cluster.address) as ray:
         other = ray.remote(Other).options(num_cpus=1).remote()
         assert ray.get(other.here.remote())
-        hurried = cli.with_(RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="1")
-        words = ("train", recipe, "--data-root", data, *FIXED, *RAY, "--ray-address", cluster.address)
-        done = hurried(*words, "--threads", "1")
+        words = ("train", recipe, "--data-root", data, *FIXED, *RAY, "--ray-address", cluster.address, "--threads", "1")
+        done = cli.with_(RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="1")(*words)
+        waiting = cli.start(*words)
+        wait_until(lambda: any("TrainController" in command(pid) for pid in descendants(os.getpid())))
+        waiting.send_signal(signal.SIGINT)
+        interrupted = ended(waiting)
     assert done.code == 2, done.text
     assert "1 processes of 1 CPUs found no place" in done.err
     assert "wait until the cluster has room" in done.err
-    assert "Traceback" not in done.text
+    assert interrupted.code == 130, interrupted.text
+    assert "SIGINT: stopped before the training's processes had started" in interrupted.err
+    assert "Traceback" not in done.text + interrupted.text
 
 
 def test_relative_paths_are_the_drivers_on_every_node(

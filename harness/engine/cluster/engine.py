@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -74,6 +76,8 @@ class RayEngine:
     def __enter__(self) -> RayEngine:
         """Reach Ray and let every node show that it sees the store, an image, and the weights."""
         began = time.monotonic()
+        if self.plan.recipes:  # imported while this process waits for Ray; what Ray is made of is not in it
+            threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
         try:
             self.ray = self._exit.enter_context(connected(self.address))
             word = self._exit.enter_context(left_word(self.store.root, self._files()))
