@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 WORKERS ?= 2
+# of slow tests, which wait for processes much of their time
+SLOW_WORKERS ?= 3
 
 # pip reads these in every process it starts, the isolated build environments included.
 export PIP_CONSTRAINT := constraints.txt
@@ -28,7 +30,7 @@ test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(DEV)
-	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(SLOW_WORKERS) --dist worksteal
 
 test-all: test test-slow
 

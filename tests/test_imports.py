@@ -106,6 +106,18 @@ def test_importing_harness_loads_nothing_heavy() -> None:
     assert _loaded_by("import harness, harness.cli, harness.track, harness.api.contract, harness.api.registry") == set()
 
 
+def test_planning_a_training_loads_nothing_that_it_would_run_on() -> None:
+    code = (
+        "from harness.api.registry import make_detector\n"
+        "from harness.engine.source import target_digest\n"
+        "from harness.engine.recipes import TRAINER\n"
+        "import harness.engine.plan\n"
+        "extractor = make_detector('blades-oc').extractor()\n"
+        "target_digest(extractor.step_target('bilevel')), target_digest(TRAINER)"
+    )
+    assert not _loaded_by(code) & {"torch", "transformers", "sklearn", "ray", "mlflow"}
+
+
 @pytest.mark.parametrize("words", [["--help"], ["suites", "list"], ["detectors", "list"], ["run", "--help"]])
 def test_light_commands_load_nothing_heavy(words: list[str]) -> None:
     code = (

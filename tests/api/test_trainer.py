@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 from harness.api.errors import ConfigError, DataError
@@ -93,6 +94,24 @@ def test_global_state_is_left_as_it_was(fails: bool) -> None:
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], numpy_state[1])  # noqa: NPY002
+
+
+def test_blas_has_one_thread_while_it_trains_and_as_many_as_before_after_it() -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+
+    class Watching(Quadratic):
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            seen.append(threads())
+            return super().losses(batch)
+
+    with threadpool_limits(2, user_api="blas"):
+        train(Watching(), recipe())
+        assert threads() == {2}
+    assert seen
+    assert all(found == {1} for found in seen)
 
 
 def test_losses_are_weighted_by_the_step() -> None:

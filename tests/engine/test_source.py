@@ -10,9 +10,9 @@ import pytest
 
 from harness.api.errors import PluginError
 from harness.engine import source
-from harness.engine.source import closure, source_digest
+from harness.engine.source import closure, source_digest, target_digest
 
-CACHES = (source._place, source.imports_of, source._file_digest, source.source_digest)
+CACHES = (source._place, source.imports_of, source._file_digest, source.source_digest, source.target_digest)
 
 
 def forget() -> None:
@@ -150,6 +150,21 @@ def test_finding_the_sources_imports_nothing(package) -> None:
     )
     assert names(cls) >= {"sub.deep", "sub.more"}
     assert not [name for name in sys.modules if name.startswith("h7_source.sub")]
+
+
+def test_a_class_that_is_named_is_not_imported_and_its_digest_changes_with_what_it_uses(package) -> None:
+    def digest(helper: str, name: str = "Step") -> str:
+        base = "from h7_source.helper import Base\nraise RuntimeError('boom')\nclass Step(Base): ...\n"
+        package(stage=STAGE + "        return 1\n", step=base, helper=f"class Base:\n    x = {helper}\n")
+        return target_digest(f"h7_source.step:{name}")
+
+    first = digest("1")
+    assert digest("1") == first
+    assert digest("2") != first
+    assert digest("1", "Other") != first
+    assert "h7_source.step" not in sys.modules
+    with pytest.raises(PluginError, match=r"no module 'h7_source\.absent'[\s\S]*trained_by"):
+        target_digest("h7_source.absent:Step")
 
 
 def test_a_folder_without_init_is_a_package_too(package, tmp_path: Path) -> None:
