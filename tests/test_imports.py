@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,14 +107,22 @@ def test_importing_harness_loads_nothing_heavy() -> None:
     assert _loaded_by("import harness, harness.cli, harness.track, harness.api.contract, harness.api.registry") == set()
 
 
-def test_planning_a_training_loads_nothing_that_it_would_run_on() -> None:
+def test_planning_a_training_loads_nothing_that_it_would_run_on(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tests/plugins"))
+    from plugin_support import make_data, suite_document
+    from tiny_training import recipe
+
+    suite = tmp_path / "suite.yaml"
+    row = {"weights": f"recipe:{recipe(tmp_path)}", "encoder": "tiny", "image_size": 32, "components": 2}
+    suite.write_text(yaml.safe_dump(suite_document({"blades-oc": row})))
+    root = make_data(tmp_path / "data", train=48, test=4, made=4)
     code = (
-        "from harness.api.registry import make_detector\n"
-        "from harness.engine.source import target_digest\n"
-        "from harness.engine.recipes import TRAINER\n"
-        "import harness.engine.plan\n"
-        "extractor = make_detector('blades-oc').extractor()\n"
-        "target_digest(extractor.step_target('bilevel')), target_digest(TRAINER)"
+        "from pathlib import Path\n"
+        "from harness.verbs.run import RunRequest, run_suite\n"
+        f"there = Path({str(tmp_path)!r})\n"
+        f"request = RunRequest({str(suite)!r}, data_root=Path({str(root)!r}), dry_run=True, device='cpu',"
+        " store=there / 'store', out=there / 'runs')\n"
+        "assert [stage['stage'] for stage in run_suite(request, quiet=True).plan][0] == 'train lam'"
     )
     assert not _loaded_by(code) & {"torch", "transformers", "sklearn", "ray", "mlflow"}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from harness.api.errors import PluginError
 
 OUR_PACKAGES = frozenset({"harness", "detectors", "reports"})
+TRAINED_BY = "correct the extractor's `trained_by`"
 
 
 @cache
@@ -151,16 +152,30 @@ def source_digest(cls: type) -> str:
 
 @cache
 def target_digest(target: str) -> str:
-    """As ``source_digest``, of the class that ``module:Class`` names, which is not imported: to know what a training
-    is takes none of the libraries that it runs on. (A base class from our packages is among what its module imports.)
+    """As ``source_digest``, of the class or function that ``module:name`` names. It is read and not imported, so that
+    to know what a training is takes none of the libraries that it runs on. (What a base class comes from is among the
+    module's imports.) Where the module only hands on a class of another one, that class is imported and counts.
 
     Raises:
-        PluginError: there is no such module.
+        PluginError: there is no such module, or nothing of this name in it.
     """
     module, _, name = target.partition(":")
-    if _file_of(module) is None:
-        raise PluginError(f"there is no module {module!r}", where=target, fix="correct the extractor's `trained_by`")
-    return _digest(_reached([module], OUR_PACKAGES | {module.split(".")[0]}), name)
+    path = _file_of(module)
+    if path is None:
+        raise PluginError(f"there is no module {module!r}", where=target, fix=TRAINED_BY)
+    if name in _stated(path):
+        return _digest(_reached([module], OUR_PACKAGES | {module.split(".")[0]}), name)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a plugin can fail in any way; the culprit must be named
+        raise PluginError(f"{type(error).__name__}: {error}", where=target, fix=TRAINED_BY) from error
+    return source_digest(found)
+
+
+def _stated(path: Path) -> set[str]:
+    """Names of the classes and functions that a source file states itself, at its top."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return {node.name for node in ast.parse(path.read_bytes()).body if isinstance(node, kinds)}
 
 
 def _digest(modules: Sequence[str], text: str) -> str:

@@ -56,6 +56,11 @@ def test_a_training_that_fits_all_nodes_together_and_no_single_one_is_refused(
     assert "Traceback" not in done.text + more.text
 
 
+def controllers() -> set[int]:
+    """Processes in which Ray Train waits for room."""
+    return {pid for pid in descendants(os.getpid()) if "TrainController" in command(pid)}
+
+
 def test_a_training_for_which_no_room_comes_free_ends_after_a_while_or_when_it_is_interrupted(
     cluster: Any, cli: Cli, data: Path, recipe: Path
 ) -> None:
@@ -71,8 +76,9 @@ def test_a_training_for_which_no_room_comes_free_ends_after_a_while_or_when_it_i
         assert ray.get(other.here.remote())
         words = ("train", recipe, "--data-root", data, *FIXED, *RAY, "--ray-address", cluster.address, "--threads", "1")
         done = cli.with_(RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="1")(*words)
+        before = controllers()
         waiting = cli.start(*words)
-        wait_until(lambda: any("TrainController" in command(pid) for pid in descendants(os.getpid())))
+        wait_until(lambda: controllers() - before)
         waiting.send_signal(signal.SIGINT)
         interrupted = ended(waiting)
     assert done.code == 2, done.text

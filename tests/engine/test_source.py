@@ -154,8 +154,8 @@ def test_finding_the_sources_imports_nothing(package) -> None:
 
 def test_a_class_that_is_named_is_not_imported_and_its_digest_changes_with_what_it_uses(package) -> None:
     def digest(helper: str, name: str = "Step") -> str:
-        base = "from h7_source.helper import Base\nraise RuntimeError('boom')\nclass Step(Base): ...\n"
-        package(stage=STAGE + "        return 1\n", step=base, helper=f"class Base:\n    x = {helper}\n")
+        text = "from h7_source.helper import Base\nclass Step(Base): ...\nclass Other(Base): ...\nraise RuntimeError\n"
+        package(stage=STAGE + "        return 1\n", step=text, helper=f"class Base:\n    x = {helper}\n")
         return target_digest(f"h7_source.step:{name}")
 
     first = digest("1")
@@ -163,8 +163,31 @@ def test_a_class_that_is_named_is_not_imported_and_its_digest_changes_with_what_
     assert digest("2") != first
     assert digest("1", "Other") != first
     assert "h7_source.step" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "hands_on",
+    [
+        "from h7_source.impl import Step\n",
+        "import importlib\nStep = importlib.import_module('h7_source.impl').Step\n",
+        "def __getattr__(name):\n    import importlib\n    return importlib.import_module('h7_source.impl').Step\n",
+    ],
+)
+def test_of_a_class_that_is_handed_on_the_source_of_where_it_comes_from_counts(package, hands_on: str) -> None:
+    def digest(value: int) -> str:
+        package(stage=STAGE + "        return 1\n", step=hands_on, impl=f"class Step:\n    x = 0\n\ny = {value}\n")
+        return target_digest("h7_source.step:Step")
+
+    assert digest(1) == digest(1)
+    assert digest(1) != digest(2)
+
+
+def test_a_named_class_that_is_not_there_is_told(package) -> None:
+    package(stage=STAGE + "        return 1\n")
     with pytest.raises(PluginError, match=r"no module 'h7_source\.absent'[\s\S]*trained_by"):
         target_digest("h7_source.absent:Step")
+    with pytest.raises(PluginError, match=r"AttributeError[\s\S]*h7_source\.stage:Step[\s\S]*trained_by"):
+        target_digest("h7_source.stage:Step")
 
 
 def test_a_folder_without_init_is_a_package_too(package, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class RayEngine:
     def __enter__(self) -> RayEngine:
         """Reach Ray and let every node show that it sees the store, an image, and the weights."""
         began = time.monotonic()
-        if self.plan.recipes:  # imported while this process waits for Ray; what Ray is made of is not in it
+        if self.plan.recipes:  # torch shares no module with Ray and is needed next: imported while Ray starts
             threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
         try:
             self.ray = self._exit.enter_context(connected(self.address))
